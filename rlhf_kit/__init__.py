@@ -1,0 +1,80 @@
+"""rlhf_kit: RLHF from YAML recipes, with every part a plugin. Importing it never imports torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> module. Loaded on first use, so that `import rlhf_kit` stays cheap.
+_PUBLIC = {
+    "Component": "rlhf_kit.components",
+    "Options": "rlhf_kit.components",
+    "Part": "rlhf_kit.components",
+    "RecipePath": "rlhf_kit.components",
+    "StageRef": "rlhf_kit.components",
+    "slot": "rlhf_kit.components",
+    "slots": "rlhf_kit.components",
+    "stage_ref": "rlhf_kit.components",
+    "hookimpl": "rlhf_kit.hookspecs",
+    "RlhfKitError": "rlhf_kit.errors",
+    "RecipeError": "rlhf_kit.errors",
+    "PluginError": "rlhf_kit.errors",
+    "DataError": "rlhf_kit.errors",
+    "NumericsError": "rlhf_kit.errors",
+    "Interrupted": "rlhf_kit.errors",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+if TYPE_CHECKING:
+    from rlhf_kit.components import (
+        Component as Component,
+    )
+    from rlhf_kit.components import (
+        Options as Options,
+    )
+    from rlhf_kit.components import (
+        Part as Part,
+    )
+    from rlhf_kit.components import (
+        RecipePath as RecipePath,
+    )
+    from rlhf_kit.components import (
+        StageRef as StageRef,
+    )
+    from rlhf_kit.components import (
+        slot as slot,
+    )
+    from rlhf_kit.components import (
+        slots as slots,
+    )
+    from rlhf_kit.components import (
+        stage_ref as stage_ref,
+    )
+    from rlhf_kit.errors import (
+        DataError as DataError,
+    )
+    from rlhf_kit.errors import (
+        Interrupted as Interrupted,
+    )
+    from rlhf_kit.errors import (
+        NumericsError as NumericsError,
+    )
+    from rlhf_kit.errors import (
+        PluginError as PluginError,
+    )
+    from rlhf_kit.errors import (
+        RecipeError as RecipeError,
+    )
+    from rlhf_kit.errors import (
+        RlhfKitError as RlhfKitError,
+    )
+    from rlhf_kit.hookspecs import hookimpl as hookimpl
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'rlhf_kit' has no attribute {name!r}")

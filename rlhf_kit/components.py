@@ -1,0 +1,120 @@
+"""What a plugin declares: components, their options, and the slots that hold other components.
+
+Nothing here imports torch, so that a recipe can be checked in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from rlhf_kit.errors import PluginError
+
+
+class Options(BaseModel):
+    """Base of every component's options: unknown keys are refused, values are range-checked."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        populate_by_name=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+@dataclass(frozen=True)
+class Component:
+    """A named implementation of one seam.
+
+    ``target`` is "package.module:Attribute" and is imported only when a run builds the component.
+    The attribute is called as ``target(options)``, or ``target(options, context)`` when it has a
+    parameter named ``context`` (see :class:`rlhf_kit.interfaces.Context`).
+    ``produces`` is set by stages only and names the kind of artifact in their folder ("policy",
+    "reward_model", "comparisons", ...), so that a reference to the wrong kind is refused early.
+    """
+
+    seam: str
+    name: str
+    target: str
+    options: type[Options] = Options
+    summary: str = ""
+    produces: str = ""
+
+    def load(self) -> Any:
+        """Import and return the target. Raises PluginError with the cause."""
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise PluginError(
+                f"{self.seam} {self.name!r}: cannot import {self.target}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component chosen by one block of a recipe, with its validated options."""
+
+    component: Component
+    options: Options
+    package: str  # the distribution (or single file) the component came from
+    key: str  # dotted place in the recipe, "stages.ppo.advantage"
+    where: str  # "recipes/quickstart.yaml:31"
+
+
+def slot(seam: str, *, use: str | None = None, description: str) -> Any:
+    """Declare an options field of type ``Part`` (or ``Part | None``): a nested component of ``seam``.
+
+    ``use`` names the default component; without it the recipe must fill the slot, unless the
+    field's type admits None.
+    """
+    return Field(description=description, json_schema_extra={"seam": seam, "use": use})
+
+
+def slots(seam: str, *, description: str) -> Any:
+    """Declare an options field of type ``dict[str, Part]``: several named components of ``seam``."""
+    return Field(description=description, min_length=1, json_schema_extra={"seam": seam})
+
+
+def stage_ref(
+    produces: str, *, default: Any = ..., alias: str | None = None, description: str
+) -> Any:
+    """Declare an options field of type ``StageRef``: an earlier stage, or a folder of another run,
+
+    that holds an artifact of kind ``produces``.
+    """
+    return Field(
+        default,
+        alias=alias,
+        description=description,
+        json_schema_extra={"produces": produces},
+    )
+
+
+@dataclass(frozen=True)
+class StageRef:
+    """Where a stage starts from: a stage of this recipe (``stage``) or a folder (``folder``)."""
+
+    stage: str | None = None
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        return self.stage if self.stage is not None else str(self.folder)
+
+
+def _relative_to_recipe(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, (str, Path)) and info.context and "base" in info.context:
+        return (Path(info.context["base"]) / Path(value).expanduser()).resolve()
+    return value
+
+
+RecipePath = Annotated[Path, BeforeValidator(_relative_to_recipe)]
+"""A path that a recipe gives relative to its own file."""

@@ -1,0 +1,51 @@
+"""Errors meant for the person who made them: what is wrong, where, and what would be right.
+
+Each class carries the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlhfKitError(Exception):
+    """Base of every error that the command line prints as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(RlhfKitError):
+    """The recipe is wrong: an unknown key, a value out of range, a stage that does not exist."""
+
+    exit_code = 2
+
+
+class PluginError(RlhfKitError):
+    """A plugin is wrong: it failed to import, breaks its interface, or clashes with another."""
+
+    exit_code = 2
+
+
+class DataError(RlhfKitError):
+    """The data is wrong: a missing file, a malformed line, an empty response; also a full disk."""
+
+    exit_code = 3
+
+
+class NumericsError(RlhfKitError):
+    """A numerical guard stopped the run: NaN in a loss, a reward of the wrong shape."""
+
+    exit_code = 4
+
+
+class Interrupted(RlhfKitError):
+    """The user asked to stop; everything needed to go on has been saved."""
+
+    exit_code = 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'kl_coef'?" for the nearest of ``known``, or "" when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
