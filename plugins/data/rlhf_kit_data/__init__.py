@@ -1,0 +1,1 @@
+"""Data sources for rlhf_kit: demonstrations, prompts, comparisons, running text."""

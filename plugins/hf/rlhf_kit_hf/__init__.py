@@ -1,0 +1,1 @@
+"""Transformers models for rlhf_kit: sources, memory strategies, policies, reward models."""

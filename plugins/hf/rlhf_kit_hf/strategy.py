@@ -1,0 +1,88 @@
+"""What all memory strategies share: policies and reward models assembled from roles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from rlhf_kit.engine.precision import resolve_dtype
+from rlhf_kit.errors import RecipeError
+from rlhf_kit.interfaces import Context, ModelSource
+from rlhf_kit_hf.artifact import check_note
+from rlhf_kit_hf.options import MemoryOptions
+from rlhf_kit_hf.policy import TransformersPolicy
+from rlhf_kit_hf.reward_model import HEAD, TransformersRewardModel
+from rlhf_kit_hf.role import Role
+from rlhf_kit_hf.tokenizer import ChatTokenizer
+
+
+class RoleFactory(Protocol):
+    """The part that differs between strategies."""
+
+    def role(self, name: str, start: Path | None, *, trainable: bool) -> Role: ...
+
+
+class Strategy:
+    """Base of the strategies in this package; implements rlhf_kit.interfaces.Memory."""
+
+    name: ClassVar[str]
+
+    def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
+        device = options.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.dtype = resolve_dtype(options.dtype)
+        self.model = source.load(self.dtype).to(self.device)
+        self.model.requires_grad_(False)
+        tokenizer = context.tokenizer
+        assert isinstance(tokenizer, ChatTokenizer)
+        self.tokenizer = tokenizer
+        _check_head(self.model)
+
+    def shape(self) -> dict[str, Any]:
+        """What must agree between the run that wrote a folder and the one that reads it."""
+        return {}
+
+    def role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
+        raise NotImplementedError
+
+    def _role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
+        if start is not None:
+            check_note(start, self.name, **self.shape())
+        return self.role(name, start, trainable=trainable)
+
+    def policy(
+        self, start: Path | None, *, reference: Path | None = None, trainable: bool = True
+    ) -> TransformersPolicy:
+        return TransformersPolicy(
+            self._role("policy", start, trainable=trainable),
+            self._role("reference", reference, trainable=False),
+            self.tokenizer,
+            self.device,
+        )
+
+    def reward_model(
+        self, start: Path | None, *, trainable: bool = True, **head: Any
+    ) -> TransformersRewardModel:
+        role = self._role("reward", start, trainable=trainable)
+        model = TransformersRewardModel(role, self.device, trainable=trainable, **head)
+        if start is not None and (start / HEAD).is_file():
+            model.load_head(start)
+        return model
+
+
+@torch.no_grad()
+def _check_head(model: Any) -> None:
+    """Refuse models whose logits are more than head(hidden): they would be scored wrongly."""
+    tokens = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    whole = model(input_ids=tokens, use_cache=False).logits.float()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    parts = model.get_output_embeddings()(hidden).float()
+    if not torch.allclose(whole, parts, rtol=1e-3, atol=1e-3):
+        raise RecipeError(
+            f"model: {type(model).__name__} transforms its logits after the output layer "
+            f"(largest difference {float((whole - parts).abs().max()):.3g}); not supported yet"
+        )

@@ -1,0 +1,107 @@
+"""Rows to tensors, with the checks that must come before any model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from rlhf_kit.errors import DataError
+from rlhf_kit.interfaces import Tokenizer
+from rlhf_kit.ops.sequence import pad
+from rlhf_kit.types import ComparisonBatch, Prompts, TextBatch
+from rlhf_kit.types.samples import Row
+
+
+def _shown(row: Row) -> str:
+    return str(row.get("id") or row.get("prompt") or row["messages"][-1]["content"])[:60]
+
+
+def check_prompts(rows: Iterable[Row], tokenizer: Tokenizer, room: int) -> None:
+    """Raise DataError for a prompt that does not leave ``room`` tokens of context."""
+    for row in rows:
+        length = len(tokenizer.prompt(row))
+        if length + room > tokenizer.max_length:
+            raise DataError(
+                f"prompt {_shown(row)!r}: {length} tokens and {room} new ones exceed the context "
+                f"of {tokenizer.max_length}; shorten the prompt or lower max_new_tokens"
+            )
+
+
+def prompt_batch(rows: Sequence[Row], tokenizer: Tokenizer) -> Prompts:
+    """One group per row."""
+    tokens, mask = pad([tokenizer.prompt(row) for row in rows], tokenizer.pad_id, left=True)
+    return Prompts(tokens, mask, list(rows), torch.arange(len(rows)))
+
+
+def answered(pairs: Iterable[tuple[Row, str, bool]], tokenizer: Tokenizer) -> TextBatch:
+    """Prompts with responses (row, text, finished); only response tokens are targets.
+
+    The target is laid by position, never by comparing with the pad id: where pad and
+    end-of-sequence are one token, the end must survive in the labels.
+
+    Raises:
+        DataError: a text longer than the context, or an empty response.
+    """
+    tokens: list[list[int]] = []
+    begins: list[int] = []
+    for row, response, finished in pairs:
+        prompt = tokenizer.prompt(row)
+        answer = tokenizer.response(response, finished=finished)
+        if not response.strip():
+            raise DataError(f"row {_shown(row)!r}: the response is empty")
+        if len(prompt) + len(answer) > tokenizer.max_length:
+            raise DataError(
+                f"row {_shown(row)!r}: {len(prompt) + len(answer)} tokens exceed the context of "
+                f"{tokenizer.max_length}"
+            )
+        tokens.append(prompt + answer)
+        begins.append(len(prompt))
+    padded, mask = pad(tokens, tokenizer.pad_id)
+    columns = torch.arange(padded.shape[1])
+    return TextBatch(padded, mask, mask & (columns >= torch.tensor(begins)[:, None]))
+
+
+def text_blocks(rows: Sequence[Row], tokenizer: Tokenizer, length: int) -> TextBatch:
+    """Running text cut into blocks of ``length`` tokens; every token but the first is a target.
+
+    Documents are joined by the end-of-sequence token; what does not fill a block is dropped.
+    """
+    stream: list[int] = []
+    for row in rows:
+        stream += [*tokenizer.text(row["text"]), tokenizer.eos_id]
+    blocks = len(stream) // length
+    if blocks == 0:
+        raise DataError(f"pretraining text: {len(stream)} tokens do not fill a block of {length}")
+    if length > tokenizer.max_length:
+        raise DataError(
+            f"pretraining blocks of {length} tokens exceed the context of {tokenizer.max_length}"
+        )
+    tokens = torch.tensor(stream[: blocks * length]).view(blocks, length)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    target = mask.clone()
+    target[:, 0] = False
+    return TextBatch(tokens, mask, target)
+
+
+def comparison_batch(rows: Sequence[Row], tokenizer: Tokenizer) -> ComparisonBatch:
+    """Every completion once, and for each prompt which ones are its own."""
+    widest = max(len(row["completions"]) for row in rows)
+    index = torch.zeros((len(rows), widest), dtype=torch.long)
+    ranks = torch.zeros((len(rows), widest), dtype=torch.long)
+    mask = torch.zeros((len(rows), widest), dtype=torch.bool)
+    gold = torch.zeros((len(rows), widest))
+    pairs: list[tuple[Row, str, bool]] = []
+    for g, row in enumerate(rows):
+        count = len(row["completions"])
+        mask[g, :count] = True
+        ranks[g, :count] = torch.tensor(row["ranks"])
+        index[g, :count] = torch.arange(len(pairs), len(pairs) + count)
+        if "scores" in row:
+            gold[g, :count] = torch.tensor(row["scores"])
+        finished = row.get("finished") or [True] * count
+        pairs += [(row, c, f) for c, f in zip(row["completions"], finished, strict=True)]
+    has_gold = all("scores" in row for row in rows)
+    return ComparisonBatch(
+        answered(pairs, tokenizer), index, ranks, mask, gold if has_gold else None
+    )

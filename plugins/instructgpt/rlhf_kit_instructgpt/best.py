@@ -1,0 +1,34 @@
+"""The best weights seen so far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rlhf_kit.interfaces import Trainable
+
+
+class Best:
+    """Keeps a copy of a model's state whenever the loss offered is the lowest yet."""
+
+    def __init__(self, model: Trainable) -> None:
+        self._model = model
+        self._weights: dict[str, Any] = {}
+        self.first = self.value = math.inf
+
+    def offer(self, loss: float) -> None:
+        if math.isinf(self.first):
+            self.first = loss
+        if loss < self.value:
+            self.value, self._weights = loss, self._model.state_dict()
+
+    def restore(self) -> None:
+        """Put the best weights back into the model."""
+        self._model.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self._weights, "first": self.first, "value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._weights = state["weights"]
+        self.first, self.value = state["first"], state["value"]

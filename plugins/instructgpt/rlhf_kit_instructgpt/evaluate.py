@@ -1,0 +1,159 @@
+"""Stage `evaluate`: a policy against the SFT model it came from, on held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.engine.checkpoint import write_json
+from rlhf_kit.engine.scoring import load_models, probe, score
+from rlhf_kit.interfaces import Context, Policy, RewardFn, StageRun
+from rlhf_kit.ops.kl import sequence_kl
+from rlhf_kit.types import Samples, Sampling, TextBatch
+from rlhf_kit.types.samples import Row
+from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, text_blocks
+from rlhf_kit_instructgpt.options import EvaluateOptions
+
+
+@dataclass
+class Judged:
+    """One policy's samples on all prompts; the tensors are [N], prompt-major."""
+
+    texts: list[str]
+    gold: Tensor
+    reward: Tensor | None
+    kl: Tensor
+    length: Tensor
+    finished: Tensor
+
+
+class Evaluate:
+    def __init__(self, options: EvaluateOptions, context: Context) -> None:
+        self._options, self._context = options, context
+        self._rows: Sequence[Row] = context.build(options.prompts).split("test")
+        check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
+        self._gold: RewardFn = context.build(options.gold)
+        probe(self._gold, self._rows)
+        self._reward: RewardFn | None = (
+            None if options.reward is None else context.build(options.reward)
+        )
+        self._texts: TextBatch | None = None
+        if options.pretraining is not None:
+            text = context.build(options.pretraining).split("test")
+            blocks = text_blocks(text, context.tokenizer, options.pretraining_length)
+            most = max(1, options.pretraining_tokens // options.pretraining_length)
+            self._texts = blocks.select(torch.arange(min(len(blocks), most)))
+
+    def run(self, run: StageRun) -> dict[str, Any]:
+        o, context = self._options, self._context
+        memory = context.memory()
+        for part in filter(None, (self._gold, self._reward)):
+            load_models(part, memory)
+        policy = memory.policy(
+            context.artifact(o.ppo), reference=context.artifact(o.sft), trainable=False
+        )
+        run.say(f"sampling {o.samples_per_prompt} x {len(self._rows)} responses of each policy")
+        ppo = self._judge(policy, run)
+        with policy.reference():
+            sft = self._judge(policy, run)
+        low, high = win_interval(wins(ppo.gold, sft.gold, o), run.generator)
+        summary: dict[str, Any] = {
+            "gold_score": {"sft": _mean(sft.gold), "ppo": _mean(ppo.gold)},
+            "win_rate": _mean(wins(ppo.gold, sft.gold, o)),
+            "win_rate_ci": [low, high],
+            "kl": _mean(ppo.kl),
+            "response_length": {"sft": _mean(sft.length), "ppo": _mean(ppo.length)},
+            "finished": {"sft": _mean(sft.finished), "ppo": _mean(ppo.finished)},
+        }
+        if sft.reward is not None and ppo.reward is not None:
+            summary["reward_model_score"] = {"sft": _mean(sft.reward), "ppo": _mean(ppo.reward)}
+        if self._texts is not None:
+            after = self._perplexity(policy)
+            with policy.reference():
+                summary["perplexity"] = {"sft": self._perplexity(policy), "ppo": after}
+        write_json(run.folder / "samples.json", self._pairs(sft, ppo))
+        self._show(run, sft, ppo)
+        return summary
+
+    @torch.no_grad()
+    def _judge(self, policy: Policy, run: StageRun) -> Judged:
+        o = self._options
+        sampling = Sampling(o.sampling.max_new_tokens, o.sampling.temperature, run.generator)
+        size = max(1, o.sampling.batch_size // o.samples_per_prompt)
+        found: list[tuple[Samples, Tensor, Tensor | None, Tensor]] = []
+        for begin in range(0, len(self._rows), size):
+            rows = self._rows[begin : begin + size]
+            prompts = prompt_batch(rows, self._context.tokenizer).repeat(o.samples_per_prompt)
+            samples = policy.generate(prompts, sampling)
+            logprobs = policy.evaluate(samples).logprobs
+            with policy.reference():
+                reference = policy.evaluate(samples).logprobs
+            gold, _ = score(self._gold, samples, "gold")
+            reward = None if self._reward is None else score(self._reward, samples)[0]
+            kl = sequence_kl(logprobs, reference, samples.response_mask)
+            found.append((samples, gold, reward, kl))
+        batches = [samples for samples, *_ in found]
+        rewards = [reward for _, _, reward, _ in found if reward is not None]
+        return Judged(
+            texts=[text for samples in batches for text in samples.responses],
+            gold=torch.cat([gold.cpu() for _, gold, _, _ in found]),
+            reward=torch.cat(rewards).cpu() if rewards else None,
+            kl=torch.cat([kl.cpu() for *_, kl in found]),
+            length=torch.cat([s.response_mask.sum(1).float().cpu() for s in batches]),
+            finished=torch.cat([s.finished.float().cpu() for s in batches]),
+        )
+
+    @torch.no_grad()
+    def _perplexity(self, policy: Policy) -> float:
+        assert self._texts is not None
+        total = count = 0.0
+        for micro in self._texts.split(4):
+            total -= policy.next_token_logprobs(micro).sum().item()
+            count += micro.predicted.sum().item()
+        return math.exp(total / count)
+
+    def _pairs(self, sft: Judged, ppo: Judged) -> list[dict[str, Any]]:
+        prompts = [row for row in self._rows for _ in range(self._options.samples_per_prompt)]
+        return [
+            {
+                "prompt": row.get("prompt") or row["messages"][-1]["content"],
+                "sft": sft.texts[i],
+                "ppo": ppo.texts[i],
+                "gold": {"sft": sft.gold[i].item(), "ppo": ppo.gold[i].item()},
+            }
+            for i, row in enumerate(prompts)
+        ]
+
+    def _show(self, run: StageRun, sft: Judged, ppo: Judged) -> None:
+        pairs = self._pairs(sft, ppo)[:: self._options.samples_per_prompt]
+        for pair in pairs[: self._options.side_by_side]:
+            run.say(f"prompt: {pair['prompt']}")
+            for name in ("sft", "ppo"):
+                run.say(f"  {name} ({pair['gold'][name]:+.2f}): {pair[name]}")
+
+
+def _mean(values: Tensor) -> float:
+    return values.float().mean().item()
+
+
+def wins(ppo: Tensor, sft: Tensor, options: EvaluateOptions) -> Tensor:
+    """Per prompt, the share of sample pairs that ``ppo`` wins; a tie counts half. [prompts]"""
+    gap = ppo - sft
+    won = (gap > options.tie_margin).float() + 0.5 * (gap.abs() <= options.tie_margin).float()
+    return won.view(-1, options.samples_per_prompt).mean(1)
+
+
+def win_interval(
+    won: Tensor, generator: torch.Generator, level: float = 0.95, draws: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap over prompts, since samples of one prompt are not independent."""
+    index = torch.randint(len(won), (draws, len(won)), generator=generator)
+    means = won[index].mean(1)
+    tail = (1 - level) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail])).tolist()
+    return low, high

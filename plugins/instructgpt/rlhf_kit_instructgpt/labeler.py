@@ -1,0 +1,44 @@
+"""A script that ranks completions, standing in for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_kit.engine.scoring import load_models, needs_models, score
+from rlhf_kit.interfaces import Context, Memory, RewardFn
+from rlhf_kit.types import Samples
+from rlhf_kit_instructgpt.options import ScriptedOptions
+
+
+def rank(scores: Sequence[float], tie_margin: float) -> list[int]:
+    """Competition ranks, 0 = best. A score within ``tie_margin`` of the first of its tie joins it."""
+    ranks = [0] * len(scores)
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    leader = 0
+    for place, i in enumerate(order):
+        if scores[order[leader]] - scores[i] > tie_margin:
+            leader = place
+        ranks[i] = leader
+    return ranks
+
+
+class Scripted:
+    """Ranks by a reward function."""
+
+    def __init__(self, options: ScriptedOptions, context: Context) -> None:
+        self._margin = options.tie_margin
+        self._reward: RewardFn = context.build(options.reward)
+        self.needs_models = needs_models(self._reward)
+
+    def load(self, memory: Memory) -> None:
+        load_models(self._reward, memory)
+
+    def __call__(self, samples: Samples) -> tuple[list[int], list[float]]:
+        scores, _ = score(self._reward, samples, "labeler")
+        ranks = [0] * len(samples)
+        for group in samples.group.unique().tolist():
+            rows = (samples.group == group).nonzero().flatten().tolist()
+            found = rank([scores[i].item() for i in rows], self._margin)
+            for i, value in zip(rows, found, strict=True):
+                ranks[i] = value
+        return ranks, scores.tolist()

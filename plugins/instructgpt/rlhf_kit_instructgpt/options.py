@@ -1,0 +1,220 @@
+"""Options of the InstructGPT components, with the source of each default. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_kit import Options, Part, StageRef, slot, stage_ref
+
+
+class OptimizerOptions(Options):
+    """AdamW. InstructGPT trains everything with betas 0.9 and 0.95 (arXiv:2203.02155, app. C)."""
+
+    learning_rate: float = Field(gt=0, description="peak learning rate")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
+    final_fraction: float = Field(
+        0.1, ge=0, le=1, description="where the cosine ends, as a fraction of the peak (app. C)"
+    )
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimizer steps")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the moments")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator; not in the paper")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_gradient_norm: float | None = Field(
+        1.0, gt=0, description="clip the global norm; null: never. Not in the paper"
+    )
+
+
+class SamplingOptions(Options):
+    """Ancestral sampling; nothing is cut off, since PPO must score what was sampled."""
+
+    max_new_tokens: int = Field(32, ge=1, description="longest response, in tokens")
+    temperature: float = Field(1.0, gt=0, description="1 in the paper (app. C.4)")
+    batch_size: int = Field(64, ge=1, description="rows decoded together")
+
+
+class SFTOptions(Options):
+    """Supervised fine-tuning (arXiv:2203.02155, section 3.5 and app. C.1)."""
+
+    start: StageRef | None = stage_ref(
+        "policy", default=None, alias="from", description="policy to start from; null: pretrained"
+    )
+    demonstrations: Part = slot(
+        "data", use="demonstrations", description="prompts with written responses"
+    )
+    loss: Part = slot("nll_loss", use="token_nll", description="loss on the response tokens")
+    epochs: int = Field(2, ge=1, description="passes over the demonstrations")
+    batch_size: int = Field(32, ge=1, description="demonstrations per optimizer step")
+    micro_batch: int = Field(16, ge=1, description="demonstrations per forward pass")
+    optimizer: OptimizerOptions = Field(
+        OptimizerOptions(learning_rate=1e-5, schedule="cosine"), description="see its own keys"
+    )
+
+
+class CollectOptions(Options):
+    """Sample K completions per prompt and have them ranked (arXiv:2203.02155, section 3.4)."""
+
+    start: StageRef | None = stage_ref(
+        "policy", default=None, alias="from", description="the policy that samples"
+    )
+    prompts: Part = slot("data", use="prompts", description="the prompts to answer")
+    labeler: Part = slot("labeler", description="who ranks the completions")
+    completions: int = Field(
+        6, ge=2, le=64, description="K, completions per prompt; 4 to 9 in the paper"
+    )
+    train_prompts: int | None = Field(None, ge=1, description="how many; null: all")
+    validation_prompts: int | None = Field(None, ge=1, description="how many; null: all")
+    sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
+
+
+class RewardModelOptions(Options):
+    """Reward modelling (arXiv:2203.02155, section 3.5, equation 1, and app. C.2)."""
+
+    start: StageRef | None = stage_ref(
+        "policy", default=None, alias="from", description="the SFT policy to start from"
+    )
+    comparisons: Part = slot("data", description="K-way comparisons")
+    demonstrations: Part | None = slot(
+        "data", description="their mean score becomes 0 through the bias; null: no bias"
+    )
+    loss: Part = slot("preference_loss", use="pairwise", description="loss over ranked scores")
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="score the last token's state, or the mean over the response"
+    )
+    head_init_std: float | None = Field(
+        None, ge=0, description="std of the scalar head at the start; null: 1/sqrt(H + 1)"
+    )
+    epochs: int = Field(1, ge=1, description="passes over the comparisons; 1 in the paper")
+    batch_size: int = Field(64, ge=1, description="prompts per optimizer step; 64 in the paper")
+    micro_batch: int = Field(8, ge=1, description="prompts per forward pass")
+    trunk_cache_mib: int = Field(
+        1024, ge=0, description="keep a frozen trunk's activations for all epochs up to this size"
+    )
+    clear_margin: float = Field(
+        0.1, ge=0, description="also report accuracy on pairs whose gold scores differ this much"
+    )
+    optimizer: OptimizerOptions = Field(
+        OptimizerOptions(learning_rate=9e-6, schedule="cosine"), description="9e-6 in the paper"
+    )
+
+
+class PPOPtxOptions(Options):
+    """PPO-ptx (arXiv:2203.02155, equation 2 and app. C.4)."""
+
+    start: StageRef | None = stage_ref(
+        "policy", default=None, alias="from", description="policy to start from"
+    )
+    reference: StageRef | None = stage_ref(
+        "policy", default=None, description="frozen KL reference; null: the same as `from`"
+    )
+    prompts: Part = slot("data", use="prompts", description="the prompts to answer")
+    pretraining: Part | None = slot(
+        "data", description="running text for the pretraining mix; null: plain PPO"
+    )
+    reward: Part = slot("reward", description="what is maximised")
+    advantage: Part = slot("advantage", use="gae", description="advantage estimator")
+    value: Part = slot("value", use="linear", description="the critic")
+    policy_loss: Part = slot("policy_loss", use="ppo_clip", description="the policy's loss")
+    value_loss: Part = slot("value_loss", use="clipped_value", description="the critic's loss")
+    ptx_loss: Part = slot("nll_loss", use="token_nll", description="loss on pretraining text")
+    kl_coef: float = Field(
+        0.02, ge=0, description="beta, the KL coefficient to begin with; 0.02 in the paper"
+    )
+    kl_controller: Part = slot(
+        "kl_controller", use="fixed", description="what becomes of beta; fixed in the paper"
+    )
+    steps: int = Field(500, ge=1, description="rollouts; 256k episodes / 512 in the paper")
+    rollout_batch: int = Field(512, ge=1, description="episodes per rollout; 512 in the paper")
+    minibatch: int = Field(64, ge=1, description="episodes per optimizer step; 64 in the paper")
+    micro_batch: int = Field(16, ge=1, description="episodes per forward pass")
+    inner_epochs: int = Field(1, ge=1, description="passes over a rollout; 1 in the paper")
+    value_coef: float = Field(
+        0.1, ge=0, description="weight of the value loss; 0.1 in openai/lm-human-preferences"
+    )
+    ptx_coef: float = Field(
+        27.8, ge=0, description="gamma, weight of the ptx loss; 27.8 (app. C.4)"
+    )
+    ptx_per_episode: float = Field(
+        8.0, gt=0, description="pretraining texts per episode; 8 in the paper (app. C.4)"
+    )
+    ptx_length: int = Field(256, ge=2, description="tokens of a pretraining text")
+    missing_eos: Literal["keep", "replace", "subtract"] = Field(
+        "keep",
+        description="score of a response without an end: keep it, replace it "
+        "(openai/lm-human-preferences), or subtract from it (TRL)",
+    )
+    missing_eos_value: float = Field(1.0, ge=0, description="replace by minus this, or subtract it")
+    whiten_rewards: bool = Field(False, description="scale per-token rewards to unit variance")
+    sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
+    optimizer: OptimizerOptions = Field(
+        OptimizerOptions(learning_rate=9.65e-6, warmup_steps=10),
+        description="constant with a warm-up from a tenth (app. C.4)",
+    )
+    value_learning_rate: float = Field(9e-6, gt=0, description="of the critic; 9e-6 in the paper")
+
+
+class EvaluateOptions(Options):
+    """Compare a policy with the SFT model it came from, on held-out prompts."""
+
+    sft: StageRef | None = stage_ref(
+        "policy", default=None, description="the baseline; null: the pretrained model"
+    )
+    ppo: StageRef = stage_ref("policy", description="the policy to judge")
+    prompts: Part = slot("data", use="prompts", description="prompts; the test split is used")
+    gold: Part = slot("reward", description="the score that counts, unknown to training")
+    reward: Part | None = slot("reward", description="the proxy that was trained on; null: none")
+    pretraining: Part | None = slot(
+        "data", description="held-out running text for perplexity; null: none"
+    )
+    samples_per_prompt: int = Field(2, ge=1, description="samples of each policy per prompt")
+    tie_margin: float = Field(0.0, ge=0, description="gold scores this close are a tie")
+    pretraining_tokens: int = Field(8192, ge=64, description="how much text to measure on")
+    pretraining_length: int = Field(256, ge=2, description="tokens of one text")
+    sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
+    side_by_side: int = Field(8, ge=0, description="how many pairs of samples to show")
+
+
+class GAEOptions(Options):
+    """Generalized advantage estimation, arXiv:1506.02438."""
+
+    discount: float = Field(1.0, ge=0, le=1, description="gamma; the paper does not discount")
+    lam: float = Field(0.95, ge=0, le=1, description="lambda; 0.95 in openai/lm-human-preferences")
+    whiten: bool = Field(True, description="advantages to mean 0 and variance 1 over the rollout")
+    unbiased: bool = Field(False, description="divide the variance by n - 1 (TRL) instead of n")
+
+
+class ClipOptions(Options):
+    """A clip range."""
+
+    clip_range: float = Field(0.2, gt=0, description="0.2 (arXiv:2203.02155, app. C.4)")
+
+
+class LinearValueOptions(Options):
+    """A linear head over the policy's states."""
+
+    detach: bool = Field(
+        False, description="True: the value loss trains the head only, not the policy's states"
+    )
+
+
+class FixedKLOptions(Options):
+    """beta stays what it is."""
+
+
+class AdaptiveKLOptions(Options):
+    """Proportional control towards a target (arXiv:1909.08593, section 2.2)."""
+
+    target: float = Field(6.0, gt=0, description="KL per response to hold, in nats")
+    horizon: float = Field(10_000.0, gt=0, description="episodes over which beta may change e-fold")
+
+
+class ScriptedOptions(Options):
+    """A reward function stands in for people."""
+
+    reward: Part = slot("reward", description="what the script prefers")
+    tie_margin: float = Field(0.0, ge=0, description="scores this close are a tie")
+
+
+class NoOptions(Options):
+    """No options."""

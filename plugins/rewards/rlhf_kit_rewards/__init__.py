@@ -1,0 +1,1 @@
+"""Reward functions for rlhf_kit: any Python function, VADER sentiment, weighted sums."""

@@ -1,0 +1,83 @@
+"""A Python function as the reward."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.errors import PluginError
+from rlhf_kit.types import Samples
+from rlhf_kit_rewards.options import PythonOptions
+
+_OFFERED = ("prompts", "responses", "rows", "samples")
+
+
+class PythonReward:
+    """Calls ``function`` with those of prompts, responses, rows and samples that it has parameters
+
+    for. ``prompts`` and ``responses`` are lists of str, ``rows`` the source rows as dicts,
+    ``samples`` the tensors. It returns one finite number per response.
+    """
+
+    def __init__(self, options: PythonOptions) -> None:
+        module = _module(options)
+        self._name = f"{options.path or options.module}:{options.function}"
+        function = getattr(module, options.function, None)
+        if not callable(function):
+            raise PluginError(f"reward: {self._name} is not a function")
+        self._function: Callable[..., Any] = function
+        parameters = inspect.signature(function).parameters
+        self._wanted = [name for name in _OFFERED if name in parameters]
+        others = [
+            p.name
+            for p in parameters.values()
+            if p.name not in _OFFERED and p.default is p.empty and p.kind is not p.VAR_KEYWORD
+        ]
+        if others or not self._wanted:
+            raise PluginError(
+                f"reward: {self._name} has parameters ({', '.join(parameters)}); "
+                f"it may have any of {', '.join(_OFFERED)}"
+            )
+
+    def __call__(self, samples: Samples) -> Tensor:
+        offered = {
+            "prompts": lambda: [_prompt(row) for row in samples.rows],
+            "responses": lambda: samples.responses,
+            "rows": lambda: list(samples.rows),
+            "samples": lambda: samples,
+        }
+        try:
+            value = self._function(**{name: offered[name]() for name in self._wanted})
+            return torch.as_tensor(value, dtype=torch.float32)
+        except Exception as error:
+            raise PluginError(f"reward: {self._name}: {type(error).__name__}: {error}") from error
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    return str(row["prompt"] if "prompt" in row else row["messages"][-1]["content"])
+
+
+def _module(options: PythonOptions) -> ModuleType:
+    try:
+        if options.module is not None:
+            return importlib.import_module(options.module)
+        path = Path(str(options.path))
+        spec = importlib.util.spec_from_file_location(f"rlhf_kit_reward_{path.stem}", path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise ImportError("no such Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except Exception as error:
+        raise PluginError(
+            f"reward: cannot import {options.path or options.module}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

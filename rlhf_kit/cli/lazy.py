@@ -1,0 +1,58 @@
+"""A click group that imports a verb's module only when the verb is used."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from rlhf_kit.errors import Interrupted, RlhfKitError
+
+_NO_SPACE = 3  # as DataError: the disk is not as the run needs it
+
+
+class LazyGroup(click.Group):
+    """A group whose ``commands`` are "package.module:attribute", each with its line of help."""
+
+    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.lazy:
+            return None
+        module, _, attribute = self.lazy[name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in self.lazy.items()])
+
+
+class ErrorGroup(LazyGroup):
+    """The outermost group: the only place where an error becomes a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RlhfKitError as error:
+            word = "stopped" if isinstance(error, Interrupted) else "error"
+            for line in str(error).splitlines() or [type(error).__name__]:
+                click.echo(f"{word}: {line}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped: interrupted", err=True)
+            sys.exit(Interrupted.exit_code)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {place}no space left on the disk; free some and rerun", err=True)
+            sys.exit(_NO_SPACE)

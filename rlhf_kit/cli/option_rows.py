@@ -1,0 +1,102 @@
+"""Describe the options of a component: key, type, default, range, description."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from rlhf_kit.components import Options
+from rlhf_kit.recipe.problems import key_of
+
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_LENGTHS = {"min_length": "length >=", "max_length": "length <=", "multiple_of": "multiple of"}
+
+
+def option_rows(options: type[Options]) -> list[dict[str, str]]:
+    """One row per option, in the order they are declared."""
+    return [
+        {
+            "key": key_of(name, field),
+            "type": _type(field),
+            "default": _default(field),
+            "range": _range(field),
+            "description": " ".join((field.description or "").split()),
+        }
+        for name, field in options.model_fields.items()
+    ]
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _type(field: FieldInfo) -> str:
+    extra = _extra(field)
+    if "produces" in extra:
+        return f"stage or folder with {extra['produces']}"
+    if "seam" in extra:
+        several = any(typing.get_origin(o) is dict for o in _options(field.annotation))
+        return f"several {extra['seam']} by name" if several else str(extra["seam"])
+    return _name(field.annotation)
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _name(annotation: Any) -> str:
+    parts = _options(annotation)
+    if len(parts) > 1:
+        return " or ".join(_name(part) for part in parts)
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(str(arg) for arg in args)
+    if origin is typing.Annotated:
+        return _name(args[0])
+    if origin is not None:
+        inner = ", ".join("..." if arg is Ellipsis else _name(arg) for arg in args)
+        return f"{origin.__name__} of {inner}" if inner else origin.__name__
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, Path):
+        return "path"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "block of " + ", ".join(key_of(n, f) for n, f in annotation.model_fields.items())
+    return {str: "text", bool: "true or false"}.get(
+        annotation, getattr(annotation, "__name__", str(annotation))
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    extra = _extra(field)
+    if "seam" in extra and field.default is PydanticUndefined and field.default_factory is None:
+        if extra.get("use"):
+            return str(extra["use"])
+        nullable = any(option is type(None) for option in _options(field.annotation))
+        return "null" if nullable else "required"
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | Path) else str(to_jsonable_python(value))
+
+
+def _range(field: FieldInfo) -> str:
+    found = []
+    for limit in field.metadata:
+        found += [f"{s} {getattr(limit, k):g}" for k, s in _SIGNS.items() if hasattr(limit, k)]
+        found += [f"{s} {getattr(limit, k)}" for k, s in _LENGTHS.items() if hasattr(limit, k)]
+        if getattr(limit, "pattern", None):
+            found.append(f"matches {limit.pattern}")
+    return ", ".join(found)

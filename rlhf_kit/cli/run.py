@@ -1,0 +1,46 @@
+"""`rlhf-kit run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
+
+
+@click.command(
+    help=f"""Run RECIPE; stages that are finished already are not run again.
+
+    {OVERRIDES_HELP}
+
+    Ctrl-C saves a checkpoint; the same command goes on from there.
+    """
+)
+@recipe_args
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="The run folder.  [default: runs/<name of the recipe>]",
+)
+@json_option
+def run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    plugin_files: tuple[Path, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from rlhf_kit.recipe import open_recipe
+
+    resolved, loaded, _ = open_recipe(recipe, overrides, plugin_files)
+
+    # Only now, when the recipe is known to be right: this imports torch.
+    from rlhf_kit.run import run_recipe
+
+    summary = run_recipe(resolved, loaded, out=out, plain=as_json or not sys.stdout.isatty())
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))

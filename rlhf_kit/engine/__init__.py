@@ -1,0 +1,1 @@
+"""The machinery around the algorithms: gradients, optimizers, checkpoints, records."""

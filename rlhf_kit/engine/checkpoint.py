@@ -1,0 +1,80 @@
+"""Checkpoints of everything with state: written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from rlhf_kit.errors import DataError
+from rlhf_kit.interfaces import Stateful
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write through a temporary file, so that a full disk or a kill leaves the old file intact.
+
+    Raises:
+        DataError: no space is left; nothing that was there before is lost.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        # torch.save reports a failed write as a RuntimeError without an errno.
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        raise DataError(
+            f"{path}: no space left on the disk; what was written before is intact. "
+            "Free some space and run the same command again"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors, atomically."""
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def save_checkpoint(path: Path, step: int, state: Mapping[str, Stateful]) -> None:
+    """Save the state of every part after ``step`` completed steps."""
+    content = {"step": step, "state": {name: part.state_dict() for name, part in state.items()}}
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path: Path, state: Mapping[str, Stateful]) -> int:
+    """Restore every part of ``state`` and return how many steps were complete.
+
+    Raises:
+        DataError: the checkpoint holds other parts than the stage has now.
+    """
+    content = torch.load(path, weights_only=True)
+    saved = content["state"]
+    if saved.keys() != state.keys():
+        raise DataError(
+            f"{path}: holds state of {sorted(saved)}, but the stage has {sorted(state)}; "
+            "remove the file to start the stage again"
+        )
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    return int(content["step"])

@@ -1,0 +1,132 @@
+"""AdamW over float32 master weights, with clipping and a learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from rlhf_kit.errors import NumericsError
+
+Schedule = Callable[[int], float]
+
+
+def constant(warmup: int = 0, start: float = 0.1) -> Schedule:
+    """Factor 1 after ``warmup`` steps that rise linearly from ``start``.
+
+    PPO of arXiv:2203.02155, appendix C.4: 10 iterations from one tenth of the peak.
+    """
+    return lambda step: 1.0 if step >= warmup else start + (1.0 - start) * step / warmup
+
+
+def cosine(total: int, floor: float = 0.1, warmup: int = 0) -> Schedule:
+    """Cosine from 1 to ``floor`` over ``total`` steps (arXiv:2203.02155, appendix C: to 10 %)."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return factor
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate."""
+
+    parameters: Sequence[Parameter]
+    learning_rate: float
+
+
+class Optimizer:
+    """AdamW whose moments and weights are float32, whatever the model's own precision.
+
+    A bfloat16 weight has 8 bits of mantissa: an update below 1/256 of the weight would vanish.
+    Each trained parameter of lower precision therefore has a float32 master copy here.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[ParameterGroup],
+        *,
+        schedule: Schedule | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_gradient_norm: float | None = 1.0,
+    ) -> None:
+        groups = [g for g in groups if g.parameters]
+        self._model = [p for g in groups for p in g.parameters]
+        self._rates = [g.learning_rate for g in groups]
+        self._schedule = schedule or constant()
+        self._max_norm = math.inf if max_gradient_norm is None else max_gradient_norm
+        self._step = 0
+        masters = [
+            [p if p.dtype == torch.float32 else p.detach().float().clone() for p in g.parameters]
+            for g in groups
+        ]
+        self._masters = [m for group in masters for m in group]
+        self._adam = torch.optim.AdamW(
+            [{"params": group} for group in masters],
+            lr=0.0,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+        )
+
+    def zero_grad(self) -> None:
+        for parameter in self._model:
+            parameter.grad = None
+
+    def step(self) -> float:
+        """Take one step. Returns the gradient norm before clipping.
+
+        Raises:
+            NumericsError: the gradient is not finite; the weights are unchanged.
+        """
+        for model, master in zip(self._model, self._masters, strict=True):
+            if master is not model:
+                master.grad = None if model.grad is None else model.grad.float()
+                model.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm).item()
+        if not math.isfinite(norm):
+            raise NumericsError(f"the gradient norm is {norm}: the step was not taken")
+        factor = self._schedule(self._step)
+        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self._adam.step()
+        self._adam.zero_grad()
+        self._step += 1
+        self._copy_back()
+        return norm
+
+    @torch.no_grad()
+    def _copy_back(self) -> None:
+        for model, master in zip(self._model, self._masters, strict=True):
+            if master is not model:
+                model.copy_(master)
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The rates that the next step will use."""
+        return [rate * self._schedule(self._step) for rate in self._rates]
+
+    def state_dict(self) -> dict[str, Any]:
+        masters = [
+            None if m is p else m.clone() for p, m in zip(self._model, self._masters, strict=True)
+        ]
+        return {"step": self._step, "adam": self._adam.state_dict(), "masters": masters}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+        self._adam.load_state_dict(state["adam"])
+        for master, saved in zip(self._masters, state["masters"], strict=True):
+            if saved is not None:
+                master.copy_(saved)
+        self._copy_back()

@@ -1,0 +1,77 @@
+"""What a person sees while a run works: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+
+class Bar(Protocol):
+    def advance(self, steps: int) -> None: ...
+
+
+class _NoBar:
+    def advance(self, steps: int) -> None:
+        return
+
+
+class _RichBar:
+    def __init__(self, progress: Progress, task: object) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, steps: int) -> None:
+        self._progress.advance(self._task, steps)  # type: ignore[arg-type]
+
+
+class Console:
+    """Writes to standard error, so that standard output stays clean for ``--json``."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._rich = RichConsole(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        self._rich.print(text, markup=False)
+
+    @contextmanager
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Bar]:
+        """A progress bar with the remaining time; nothing where there is no terminal."""
+        if not self._rich.is_terminal:
+            yield _NoBar()
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit + "s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._rich, transient=True) as progress:
+            yield _RichBar(progress, progress.add_task(label, total=total))
+
+    def table(self, title: str, rows: Mapping[str, str]) -> None:
+        """Two columns; plain aligned text where there is no terminal."""
+        if not self._rich.is_terminal:
+            width = max(map(len, rows), default=0)
+            self.line(title)
+            for name, value in rows.items():
+                self.line(f"  {name:<{width}}  {value}")
+            return
+        table = Table("", "", title=title, show_header=False)
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self._rich.print(table)

@@ -1,0 +1,112 @@
+"""One execution of a stage: counting steps, checkpoints, Ctrl-C, metrics, observers."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from rlhf_kit.engine.checkpoint import load_checkpoint, save_checkpoint
+from rlhf_kit.engine.metrics import MetricsFile
+from rlhf_kit.engine.progress import Console
+from rlhf_kit.engine.seeding import GeneratorState, derive_seed, seed_everything
+from rlhf_kit.errors import Interrupted
+from rlhf_kit.interfaces import Stateful
+from rlhf_kit.types import Rollout
+
+
+class Observers(Protocol):
+    """The hooks a stage execution calls (see rlhf_kit.hookspecs)."""
+
+    def rlhf_rollout_collected(self, *, stage: str, step: int, rollout: Rollout) -> Any: ...
+    def rlhf_step_ended(self, *, stage: str, step: int, metrics: dict[str, float]) -> Any: ...
+    def rlhf_checkpoint_saved(self, *, stage: str, step: int, path: Path) -> Any: ...
+
+
+class StageExecution:
+    """Implements rlhf_kit.interfaces.StageRun."""
+
+    def __init__(
+        self,
+        id: str,
+        folder: Path,
+        *,
+        seed: int,
+        metrics: MetricsFile,
+        console: Console,
+        observers: Observers,
+        checkpoint_seconds: float = 120.0,
+    ) -> None:
+        self.id, self.folder = id, folder
+        self.generator = seed_everything(derive_seed(seed, id))
+        self._metrics, self._console, self._observers = metrics, console, observers
+        self._checkpoint = folder / "checkpoints" / "last.pt"
+        self._checkpoint_seconds = checkpoint_seconds
+
+    def say(self, text: str) -> None:
+        self._console.line(f"[{self.id}] {text}")
+
+    def rollout_collected(self, step: int, rollout: Rollout) -> None:
+        self._observers.rlhf_rollout_collected(stage=self.id, step=step, rollout=rollout)
+
+    def end_step(self, step: int, metrics: Mapping[str, float], line: str | None = None) -> None:
+        self._metrics.write(self.id, step, metrics)
+        self._observers.rlhf_step_ended(stage=self.id, step=step, metrics=dict(metrics))
+        if line:
+            self.say(line)
+
+    def steps(self, total: int, state: Mapping[str, Stateful], unit: str = "step") -> Iterator[int]:
+        """See rlhf_kit.interfaces.StageRun.steps."""
+        state = {**state, "generators": GeneratorState(self.generator)}
+        first = 0
+        if self._checkpoint.exists():
+            first = load_checkpoint(self._checkpoint, state)
+            self.say(f"going on after {unit} {first} of {total}")
+        saved_at = time.monotonic()
+        with _deferred_interrupt() as interrupted, self._console.bar(self.id, total, unit) as bar:
+            bar.advance(first)
+            for step in range(first, total):
+                yield step
+                bar.advance(1)
+                done = step + 1
+                due = time.monotonic() - saved_at > self._checkpoint_seconds
+                if (due or interrupted.is_set()) and done < total:
+                    save_checkpoint(self._checkpoint, done, state)
+                    saved_at = time.monotonic()
+                    self._observers.rlhf_checkpoint_saved(
+                        stage=self.id, step=step, path=self._checkpoint
+                    )
+                if interrupted.is_set() and done < total:
+                    raise Interrupted(
+                        f"stopped after {unit} {done} of {total} of stage {self.id!r}, saved; "
+                        "the same command goes on from here"
+                    )
+
+    def finish(self) -> None:
+        """The artifact is complete: the checkpoint has served."""
+        self._checkpoint.unlink(missing_ok=True)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag, so that a step completes; the second one stops at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,37 @@
+"""The seams. Each is a Protocol: an implementation inherits nothing."""
+
+from rlhf_kit.interfaces.advantage import AdvantageEstimator
+from rlhf_kit.interfaces.context import Context
+from rlhf_kit.interfaces.control import KLController
+from rlhf_kit.interfaces.data import DataSource
+from rlhf_kit.interfaces.labeler import Labeler
+from rlhf_kit.interfaces.loss import Loss
+from rlhf_kit.interfaces.memory import Memory, ModelSource
+from rlhf_kit.interfaces.policy import Policy
+from rlhf_kit.interfaces.reward import CompositeReward, NeedsModels, RewardFn, RewardModel
+from rlhf_kit.interfaces.stage import Stage, StageRun
+from rlhf_kit.interfaces.state import Stateful, Trainable
+from rlhf_kit.interfaces.tokenizer import Tokenizer
+from rlhf_kit.interfaces.value import ValueHead
+
+__all__ = [
+    "AdvantageEstimator",
+    "CompositeReward",
+    "Context",
+    "DataSource",
+    "KLController",
+    "Labeler",
+    "Loss",
+    "Memory",
+    "ModelSource",
+    "NeedsModels",
+    "Policy",
+    "RewardFn",
+    "RewardModel",
+    "Stage",
+    "StageRun",
+    "Stateful",
+    "Tokenizer",
+    "Trainable",
+    "ValueHead",
+]

@@ -1,0 +1,18 @@
+"""Credit assignment."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from rlhf_kit.types import Advantages
+
+
+class AdvantageEstimator(Protocol):
+    needs_values: bool  # the loop asks this, never a name
+
+    def __call__(
+        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
+    ) -> Advantages:
+        """Rewards, values, mask [B, R] and group [B] -> advantages and returns [B, R] float32."""

@@ -1,0 +1,37 @@
+"""Where models come from, and how four roles share what memory there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlhf_kit.interfaces.policy import Policy
+from rlhf_kit.interfaces.tokenizer import Tokenizer
+
+
+class ModelSource(Protocol):
+    """A pretrained causal language model: a hub id, a folder, or a file in some package."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Cheap: does not touch the weights."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the weights, for the manifest and for stage-level resume."""
+
+    def load(self, dtype: Any) -> Any:
+        """The model itself, in evaluation mode, on the CPU."""
+
+
+class Memory(Protocol):
+    """A memory strategy: builds the roles over one backbone, or over several.
+
+    ``start`` and ``reference`` are stage folders, or None for the pretrained model. A policy that
+    is ``trainable`` starts as a copy of ``start``; its reference is frozen.
+    """
+
+    def policy(
+        self, start: Path | None, *, reference: Path | None = None, trainable: bool = True
+    ) -> Policy: ...
+
+    def reward_model(self, start: Path | None, *, trainable: bool = True, **head: Any) -> Any:
+        """A RewardModel. A folder of kind "policy" gives a fresh head (options in ``head``)."""

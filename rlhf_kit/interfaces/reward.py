@@ -1,0 +1,51 @@
+"""Rewards: any callable from samples to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from rlhf_kit.interfaces.memory import Memory
+from rlhf_kit.interfaces.state import Trainable
+from rlhf_kit.types import Samples, TextBatch
+
+
+class RewardFn(Protocol):
+    def __call__(self, samples: Samples) -> Tensor:
+        """Scores [B], one per response, finite."""
+
+
+@runtime_checkable
+class CompositeReward(Protocol):
+    """A reward made of several: each component is logged under its name."""
+
+    def components(self, samples: Samples) -> Mapping[str, Tensor]:
+        """name -> [B]"""
+
+    def combine(self, components: Mapping[str, Tensor]) -> Tensor:
+        """[B], what ``__call__`` would return for these components."""
+
+
+@runtime_checkable
+class NeedsModels(Protocol):
+    """A part that may need weights: ``load`` is called once, when a stage starts to run."""
+
+    needs_models: bool
+
+    def load(self, memory: Memory) -> None: ...
+
+
+class RewardModel(Trainable, Protocol):
+    """A trained (or to be trained) scalar scorer of whole texts; also a RewardFn."""
+
+    bias: float  # added to every score, so that demonstrations average 0
+
+    def encode(self, texts: TextBatch) -> TextBatch:
+        """The same texts, with the activations of a frozen trunk where the strategy has one."""
+
+    def score(self, texts: TextBatch) -> Tensor:
+        """[B] float32, with gradients; independent of padding and of the other rows."""
+
+    def __call__(self, samples: Samples) -> Tensor: ...

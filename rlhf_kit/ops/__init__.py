@@ -1,0 +1,1 @@
+"""Pure functions over tensors. Shape legend: see rlhf_kit.types."""

@@ -1,0 +1,41 @@
+"""Where sequences begin, end and sit: positions, stops, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """[B, T] bool -> [B, T] int64: the index of each valid token among the valid ones of its row.
+
+    Left padding would otherwise shift the positions of the prompt, which rotary embeddings hide
+    and learned ones do not.
+    """
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def response_mask(tokens: Tensor, stop: int) -> Tensor:
+    """[B, R] tokens -> [B, R] bool: True up to and including the first ``stop`` of each row."""
+    stops = tokens == stop
+    return (stops.cumsum(1) - stops.long()) == 0
+
+
+def last_index(mask: Tensor) -> Tensor:
+    """[B, T] bool -> [B] int64: the column of the last valid token; 0 for an empty row."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, columns, 0).amax(1)
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Pad token lists to one width. Returns tokens [B, T] int64 and mask [B, T] bool."""
+    width = max((len(row) for row in rows), default=0)
+    tokens = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        tokens[i, span] = torch.tensor(row, dtype=torch.long)
+        mask[i, span] = True
+    return tokens, mask

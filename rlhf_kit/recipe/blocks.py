@@ -1,0 +1,213 @@
+"""Turn one block of a recipe into a Part: find its component, fill its slots, check its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from rlhf_kit.components import Component, Options, Part, StageRef
+from rlhf_kit.errors import PluginError, RlhfKitError, did_you_mean
+from rlhf_kit.recipe.document import Document, Place, dotted
+from rlhf_kit.recipe.problems import Problems, in_short, key_of, known_keys, unknown_key
+from rlhf_kit.registry import Registry, article
+
+# Stands in for what could not be resolved, so that the options around it are checked all the same.
+_STAND_IN = Part(Component("", "", ":"), Options(), "", "", "")
+_STAND_IN_REF = StageRef(stage="")
+
+
+@dataclasses.dataclass
+class Scope:
+    """What the block being resolved may refer to."""
+
+    data: dict[str, Part | None] = dataclasses.field(default_factory=dict)
+    """Named data, None where it is wrong itself."""
+    produces: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    """What each stage's artifact is, by id in running order; None where the stage is unknown."""
+    earlier: list[str] | None = None
+    """Ids of the stages that may be named; None where the order is checked later (named data)."""
+
+
+class Blocks:
+    """Resolves blocks, collecting problems instead of stopping at the first."""
+
+    def __init__(self, document: Document, registry: Registry, problems: Problems) -> None:
+        self.document = document
+        self.registry = registry
+        self.problems = problems
+        self.scope = Scope()
+
+    def part(self, seam: str, block: Any, place: Place, default: str | None = None) -> Part | None:
+        """Resolve one block, or the bare name of a component. None when it has a problem."""
+        before = len(self.problems)
+        found = self.component(seam, block, place, default)
+        if found is None:
+            return None
+        component, package = found
+        values = {k: v for k, v in block.items() if k != "use"} if isinstance(block, dict) else {}
+        options = self._options(component, values, place)
+        if options is None or len(self.problems) > before:
+            return None
+        return Part(component, options, package, dotted(place), self.document.where(place))
+
+    def component(
+        self, seam: str, block: Any, place: Place, default: str | None = None
+    ) -> tuple[Component, str] | None:
+        """Find the component of a block and the package it is from."""
+        spelled_out = isinstance(block, dict)
+        if not spelled_out and not isinstance(block, str):
+            self.problems.add(
+                place,
+                f"is {in_short(block)}; should be the name of {article(seam)}, "
+                "or a block with `use:`",
+            )
+            return None
+        name = block.get("use", default) if spelled_out else block
+        at = (*place, "use") if spelled_out and "use" in block else place
+        if name is None:
+            self.problems.add(
+                place, f"names no component; add `use:` ({self.registry.known(seam)})"
+            )
+            return None
+        if not isinstance(name, str):
+            self.problems.add(at, f"is {in_short(name)}; should be the name of {article(seam)}")
+            return None
+        try:
+            return self.registry.find(seam, name, self.document.where(at), dotted(at))
+        except RlhfKitError as error:
+            if seam == "data" and name in self.scope.data and spelled_out:
+                self.problems.add(
+                    at, f"{name!r} is an entry of data:; set its options there, under data.{name}"
+                )
+            else:
+                self.problems.add_error(error, at)
+            return None
+
+    def _options(self, component: Component, block: dict[str, Any], place: Place) -> Options | None:
+        model = component.options
+        before = len(self.problems)
+        values = dict(block)
+        if model.model_config.get("extra") == "forbid":
+            known = known_keys(model)
+            for key in [key for key in block if key not in known]:
+                self.problems.add((*place, key), unknown_key(key, known))
+                del values[key]
+        for name, field in model.model_fields.items():
+            self._fill(values, key_of(name, field), field, place)
+        try:
+            return model.model_validate(values, context={"base": self.document.base})
+        except ValidationError as error:
+            self.problems.add_invalid(error, model, values, place)
+        except RlhfKitError as error:
+            self.problems.add(place, str(error))
+        except Exception as error:
+            if len(self.problems) == before:  # else a validator may have met a stand-in
+                self.problems.add_error(
+                    PluginError(
+                        f"{self.document.where(place)}: {dotted(place)}: the options of "
+                        f"{component.seam} {component.name!r} raised "
+                        f"{type(error).__name__}: {error}"
+                    ),
+                    place,
+                )
+        return None
+
+    def _fill(self, values: dict[str, Any], key: str, field: FieldInfo, place: Place) -> None:
+        """Replace the value of a slot by Parts, and of a stage reference by a StageRef."""
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        at = (*place, key)
+        if "produces" in extra:
+            if key in values and not (values[key] is None and _admits(field, type(None))):
+                values[key] = self._ref(values[key], str(extra["produces"]), at)
+        elif "seam" in extra and _admits(field, dict):
+            if isinstance(values.get(key), dict):
+                seam = str(extra["seam"])
+                values[key] = {
+                    name: self._slot(seam, block, (*at, name)) or _STAND_IN
+                    for name, block in values[key].items()
+                }
+        elif "seam" in extra:
+            use = extra.get("use")
+            default = str(use) if use is not None else None
+            if key in values and values[key] is None:
+                if not _admits(field, type(None)):
+                    self.problems.add(
+                        at, f"is null; should be the name of {article(str(extra['seam']))}"
+                    )
+                    values[key] = _STAND_IN
+            elif key in values or default is not None:
+                block = values.get(key, {})
+                values[key] = self._slot(str(extra["seam"]), block, at, default) or _STAND_IN
+            elif _admits(field, type(None)):
+                values[key] = None
+            else:
+                self.problems.add(
+                    at,
+                    f"missing; {field.description} ({self.registry.known(str(extra['seam']))})",
+                )
+                values[key] = _STAND_IN
+
+    def _slot(self, seam: str, block: Any, at: Place, default: str | None = None) -> Part | None:
+        if seam == "data" and isinstance(block, str):
+            return self._named(block, at)
+        return self.part(seam, block, at, default)
+
+    def _named(self, name: str, at: Place) -> Part | None:
+        """A data slot's bare word is an entry of the recipe's top-level ``data:``."""
+        if name in self.scope.data:
+            return self.scope.data[name]
+        if name in (self.document.values.get("data") or {}):
+            self.problems.add(at, f"data.{name} is written below; move it above this entry")
+            return None
+        entries = list(self.scope.data)
+        what = f"{name!r} is no entry of data:{did_you_mean(name, entries)}"
+        what += f"; entries: {', '.join(entries) or 'none'}"
+        if name.rpartition("/")[2] in self.registry.names("data"):
+            what += f"; for the component write {{use: {name}, ...}}"
+        self.problems.add(at, what)
+        return None
+
+    def _ref(self, value: Any, produces: str, at: Place) -> StageRef:
+        if not isinstance(value, str) or not value:
+            self.problems.add(
+                at, f"is {in_short(value)}; should be the id of an earlier stage, or a folder"
+            )
+            return _STAND_IN_REF
+        if "/" in value or os.sep in value or value.startswith("."):
+            return StageRef(folder=(self.document.base / Path(value).expanduser()).resolve())
+        what = self._wrong_stage(value, produces)
+        if what is None:
+            return StageRef(stage=value)
+        self.problems.add(at, what)
+        return _STAND_IN_REF
+
+    def _wrong_stage(self, name: str, produces: str) -> str | None:
+        stages, earlier = self.scope.produces, self.scope.earlier
+        above = list(stages) if earlier is None else earlier
+        fit = f"stages that fit: {', '.join(s for s in above if stages[s] == produces) or 'none'}"
+        if name not in stages:
+            return (
+                f"{name!r} names no stage{did_you_mean(name, above)}; {fit}; "
+                f"a folder is written with a slash, as in ./{name}"
+            )
+        if name not in above:
+            return f"{name!r} is not an earlier stage; it must come above this one; {fit}"
+        made = stages[name]
+        if made is not None and made != produces:
+            has = f"produces {made}" if made else "produces nothing to start from"
+            return f"stage {name!r} {has}, not {produces}; {fit}"
+        return None
+
+
+def _admits(field: FieldInfo, kind: type) -> bool:
+    """Whether a field's type is ``kind`` or a union that has it."""
+    return any(
+        option is kind or typing.get_origin(option) is kind
+        for option in (field.annotation, *typing.get_args(field.annotation))
+    )

@@ -1,0 +1,146 @@
+"""Resolve a document into a Recipe: every name found, every option checked, every problem said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlhf_kit.components import Part
+from rlhf_kit.errors import PluginError, RlhfKitError
+from rlhf_kit.recipe.blocks import Blocks, Scope
+from rlhf_kit.recipe.document import Document, Place, shown
+from rlhf_kit.recipe.problems import Problems
+from rlhf_kit.recipe.schema import Recipe, RecipeFile, Stage
+from rlhf_kit.recipe.walk import stage_refs
+from rlhf_kit.registry import Registry
+
+
+def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()) -> Recipe:
+    """Return the recipe of ``document``, or raise one error that names every problem."""
+    problems = Problems(document)
+    try:
+        RecipeFile.model_validate(document.values)
+    except ValidationError as error:
+        problems.add_invalid(error, RecipeFile, document.values, ())
+    blocks = Blocks(document, registry, problems)
+
+    blocks.scope.produces = _produces(blocks)
+    data = _data(blocks)
+    blocks.scope.earlier = []
+    model = _top(blocks, "model")
+    memory = _top(blocks, "memory")
+    stages = _stages(blocks)
+    problems.raise_if_any()
+    assert model is not None and memory is not None
+
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", document.path.stem)
+    recipe = Recipe(
+        path=document.path,
+        name=document.values.get("name") or stem,
+        seed=int(document.values.get("seed", 0)),
+        plugins=list(plugins),
+        model=model,
+        memory=memory,
+        data={name: part for name, part in data.items() if part is not None},
+        stages=stages,
+        ambiguous=registry.ambiguous(),
+    )
+    _ask_plugins(recipe, document, registry)
+    return recipe
+
+
+def _produces(blocks: Blocks) -> dict[str, str | None]:
+    """What each stage produces, before any of them is resolved. Says nothing about problems yet."""
+    quiet = Blocks(blocks.document, blocks.registry, Problems(blocks.document))
+    found: dict[str, str | None] = {}
+    for name, block in _section(blocks, "stages").items():
+        component = quiet.component("stage", block, ("stages", name))
+        found[name] = component[0].produces if component else None
+    return found
+
+
+def _section(blocks: Blocks, key: str) -> dict[str, Any]:
+    section = blocks.document.values.get(key)
+    return section if isinstance(section, dict) else {}
+
+
+def _top(blocks: Blocks, seam: str) -> Part | None:
+    if blocks.problems.at((seam,)):
+        return None  # missing, or not a block: said already
+    return blocks.part(seam, blocks.document.values[seam], (seam,))
+
+
+def _data(blocks: Blocks) -> dict[str, Part | None]:
+    """Resolve the named data in the order written; an entry may build on the entries above it."""
+    entries: dict[str, Part | None] = {}
+    for name, block in _section(blocks, "data").items():
+        place = ("data", name)
+        blocks.scope.data = dict(entries)
+        entries[name] = None if blocks.problems.at(place) else blocks.part("data", block, place)
+    blocks.scope.data = entries
+    return entries
+
+
+def _stages(blocks: Blocks) -> dict[str, Stage]:
+    stages: dict[str, Stage] = {}
+    scope: Scope = blocks.scope
+    scope.earlier = []
+    for name, block in _section(blocks, "stages").items():
+        place = ("stages", name)
+        part = None if blocks.problems.at(place) else blocks.part("stage", block, place)
+        if part is not None:
+            named = {ref.stage for ref in stage_refs(part) if ref.stage is not None}
+            _check_data_order(blocks, named, place)
+            stages[name] = Stage(name, part, [other for other in scope.earlier if other in named])
+        scope.earlier.append(name)
+    return stages
+
+
+def _check_data_order(blocks: Blocks, named: set[str], place: Place) -> None:
+    """Named data may refer to any stage; whether that runs early enough depends on who uses it."""
+    for other in sorted(named - set(blocks.scope.earlier or [])):
+        blocks.problems.add(
+            place, f"uses data that comes from stage {other!r}; {other!r} must run earlier"
+        )
+
+
+def _ask_plugins(recipe: Recipe, document: Document, registry: Registry) -> None:
+    """Let plugins object to how blocks fit together (hook ``rlhf_check_recipe``)."""
+    problems = Problems(document)
+    errors: list[RlhfKitError] = []
+    for plugin, answer in registry.loaded.call_each("rlhf_check_recipe", recipe=recipe):
+        if isinstance(answer, RlhfKitError):
+            errors.append(answer)
+        elif isinstance(answer, Exception):
+            errors.append(
+                PluginError(
+                    f"{shown(document.path)}:1: plugin {plugin}: rlhf_check_recipe raised "
+                    f"{type(answer).__name__}: {answer}"
+                )
+            )
+        else:
+            for item in answer:
+                if isinstance(item, RlhfKitError):
+                    errors.append(item)
+                else:
+                    _add_text(problems, document, str(item))
+    problems.raise_if_any()
+    if errors:
+        raise errors[0]
+
+
+def _add_text(problems: Problems, document: Document, text: str) -> None:
+    """Give a plugin's "stages.ppo.kl_coef: too high; ..." the line of that key."""
+    key, colon, what = text.partition(": ")
+    place = tuple(key.split("."))
+    known = colon and place[0] in RecipeFile.model_fields and " " not in key
+    if known:
+        problems.add(place, what)
+    elif text.startswith((shown(document.path), "command line: ")):
+        problems.add_error(RlhfKitError(text), ())
+    else:
+        problems.add_error(RlhfKitError(f"{shown(document.path)}:1: {text}"), ())

@@ -1,0 +1,86 @@
+"""The grammar of a recipe file, and the recipe that comes out when everything is resolved."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from rlhf_kit.components import Part
+
+
+def _identifier(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise ValueError("should be made of letters, digits, - and _")
+    return text
+
+
+def _stage_id(text: str) -> str:
+    if text in TOP_LEVEL:
+        raise ValueError("should not be a top-level key, or overrides could not tell the two apart")
+    return text
+
+
+def _as_block(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"use": value}
+    if not isinstance(value, dict):
+        raise ValueError("should be a component's name, or a block with `use:` and its options")
+    return value
+
+
+def _empty_if_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Block = Annotated[dict[str, Any], BeforeValidator(_as_block)]
+Identifier = Annotated[str, AfterValidator(_identifier)]
+StageId = Annotated[str, AfterValidator(_identifier), AfterValidator(_stage_id)]
+
+
+class RecipeFile(BaseModel):
+    """The top level of a recipe file. A block is ``use:`` with options, or just a name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Identifier = Field("", description="name of the run; default: the file's name")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    plugins: list[str] = Field([], description="plugin files, relative to the recipe")
+    model: Block = Field(description="the backbone and its tokenizer")
+    memory: Block = Field(description="how policy, reference, value and reward share memory")
+    data: Annotated[dict[Identifier, Block], BeforeValidator(_empty_if_null)] = Field(
+        {}, description="named data, for the data slots of stages"
+    )
+    stages: dict[StageId, Block] = Field(
+        description="the stages by id, in the order they run", min_length=1
+    )
+
+
+TOP_LEVEL = tuple(RecipeFile.model_fields)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe; ``needs`` are the earlier stages it reads artifacts of."""
+
+    id: str
+    part: Part
+    needs: list[str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe in which every name is found and every option is checked."""
+
+    path: Path
+    name: str
+    seed: int
+    plugins: list[Path]  # absolute, with those of the command line
+    model: Part
+    memory: Part
+    data: dict[str, Part]
+    stages: dict[str, Stage]
+    ambiguous: frozenset[tuple[str, str]] = frozenset()  # (seam, name) that need `package/name`

@@ -1,0 +1,35 @@
+"""Tensor types. Shape legend: B rows, P prompt, R response, T = P + R, H hidden, V vocabulary,
+
+G prompts of a comparison batch, K completions of one prompt. Masks are bool, True = valid.
+"""
+
+from rlhf_kit.types.comparisons import ComparisonBatch
+from rlhf_kit.types.losses import (
+    LossOutput,
+    NllInputs,
+    PolicyLossInputs,
+    PreferenceInputs,
+    ValueLossInputs,
+)
+from rlhf_kit.types.rollout import Advantages, PolicyOutput, PPOBatch, Rollout
+from rlhf_kit.types.samples import Prompts, Samples, Sampling
+from rlhf_kit.types.shapes import check_shape
+from rlhf_kit.types.texts import TextBatch
+
+__all__ = [
+    "Advantages",
+    "ComparisonBatch",
+    "LossOutput",
+    "NllInputs",
+    "PPOBatch",
+    "PolicyLossInputs",
+    "PolicyOutput",
+    "PreferenceInputs",
+    "Prompts",
+    "Rollout",
+    "Samples",
+    "Sampling",
+    "TextBatch",
+    "ValueLossInputs",
+    "check_shape",
+]

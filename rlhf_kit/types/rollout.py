@@ -1,0 +1,82 @@
+"""What PPO holds fixed while it updates: the rollout and its advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.types.samples import Samples
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyOutput:
+    """A policy's account of sampled responses, aligned with the response tokens."""
+
+    logprobs: Tensor  # [B, R] float32
+    states: Tensor  # [B, R, H]: the state that chose token r
+
+
+@dataclass(frozen=True, eq=False)
+class Advantages:
+    """Per-token advantages and the returns that the values should predict, both [B, R] float32."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Samples and everything recorded about them before the first update."""
+
+    samples: Samples
+    logprobs: Tensor  # [B, R]
+    reference_logprobs: Tensor  # [B, R]
+    values: Tensor | None  # [B, R]
+    scores: Tensor  # [B]
+    components: dict[str, Tensor] = field(default_factory=dict)  # name -> [B], parts of a score
+
+    @property
+    def mask(self) -> Tensor:
+        return self.samples.response_mask
+
+    @property
+    def group(self) -> Tensor:
+        return self.samples.group
+
+
+@dataclass(frozen=True, eq=False)
+class PPOBatch:
+    """The rows of a rollout that one optimizer step, or one micro-batch of it, reads."""
+
+    samples: Samples
+    logprobs: Tensor  # [B, R], of the policy that sampled
+    values: Tensor | None  # [B, R]
+    advantages: Tensor  # [B, R]
+    returns: Tensor  # [B, R]
+
+    @property
+    def mask(self) -> Tensor:
+        return self.samples.response_mask
+
+    @classmethod
+    def of(cls, rollout: Rollout, targets: Advantages) -> PPOBatch:
+        return cls(
+            rollout.samples, rollout.logprobs, rollout.values, targets.advantages, targets.returns
+        )
+
+    def select(self, index: Tensor) -> PPOBatch:
+        return PPOBatch(
+            self.samples.select(index),
+            self.logprobs[index],
+            None if self.values is None else self.values[index],
+            self.advantages[index],
+            self.returns[index],
+        )
+
+    def split(self, size: int) -> Iterator[PPOBatch]:
+        """Micro-batches of at most ``size`` rows."""
+        for rows in torch.arange(len(self.samples)).split(size):
+            yield self.select(rows)

@@ -1,0 +1,116 @@
+"""Prompts and what a policy answered to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """B prompts, left-padded so that every response starts in the same column."""
+
+    tokens: Tensor  # [B, P] int64
+    mask: Tensor  # [B, P] bool
+    rows: Sequence[Row]  # the source rows, so that a reward can read a reference answer
+    group: Tensor  # [B] int64: rows of one group answer the same prompt
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def repeat(self, times: int) -> Prompts:
+        """Each prompt ``times`` times in a row; ``group`` keeps them together."""
+        return Prompts(
+            self.tokens.repeat_interleave(times, 0),
+            self.mask.repeat_interleave(times, 0),
+            [row for row in self.rows for _ in range(times)],
+            self.group.repeat_interleave(times, 0),
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: plain ancestral sampling at a temperature, from an explicit generator.
+
+    There is no top-k or top-p: PPO must score exactly the distribution it sampled from.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """B sampled responses. ``response_mask`` includes the end-of-sequence token, nothing after."""
+
+    prompts: Prompts
+    response_tokens: Tensor  # [B, R] int64
+    response_mask: Tensor  # [B, R] bool
+    finished: Tensor  # [B] bool: ended with an end-of-sequence token
+    temperature: float
+    decode: Callable[[list[int]], str] = field(repr=False)
+    trunk: Tensor | None = None  # [B, T, H] activations at the frozen/trainable boundary
+
+    def __len__(self) -> int:
+        return self.response_tokens.shape[0]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return self.prompts.rows
+
+    @property
+    def group(self) -> Tensor:
+        return self.prompts.group
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, R], the mask that losses count."""
+        return self.response_mask
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[B, T]"""
+        return torch.cat([self.prompts.tokens, self.response_tokens], 1)
+
+    @cached_property
+    def token_mask(self) -> Tensor:
+        """[B, T]"""
+        return torch.cat([self.prompts.mask, self.response_mask], 1)
+
+    @cached_property
+    def responses(self) -> list[str]:
+        """The B responses as text, without special tokens; decoded on first use."""
+        return [
+            self.decode(tokens[mask].tolist())
+            for tokens, mask in zip(self.response_tokens, self.response_mask, strict=True)
+        ]
+
+    def select(self, index: Tensor) -> Samples:
+        """Rows ``index``, widths unchanged."""
+        prompts = Prompts(
+            self.prompts.tokens[index],
+            self.prompts.mask[index],
+            [self.prompts.rows[i] for i in index.tolist()],
+            self.prompts.group[index],
+        )
+        return replace(
+            self,
+            prompts=prompts,
+            response_tokens=self.response_tokens[index],
+            response_mask=self.response_mask[index],
+            finished=self.finished[index],
+            trunk=None if self.trunk is None else self.trunk[index],
+        )
+
+    def split(self, size: int) -> Iterator[Samples]:
+        """Chunks of at most ``size`` rows."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.select(rows)
