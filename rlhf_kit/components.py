@@ -71,16 +71,16 @@ class Part:
 
 
 def slot(seam: str, *, use: str | None = None, description: str) -> Any:
-    """Declare an options field of type ``Part`` (or ``Part | None``): a nested component of ``seam``.
+    """Declare an options field of type ``Part`` or ``Part | None``: a nested component of ``seam``.
 
-    ``use`` names the default component; without it the recipe must fill the slot, unless the
-    field's type admits None.
+    ``use`` names the default component, or for data the default entry of the recipe's ``data:``;
+    without it the recipe must fill the slot, unless the field's type admits None.
     """
     return Field(description=description, json_schema_extra={"seam": seam, "use": use})
 
 
 def slots(seam: str, *, description: str) -> Any:
-    """Declare an options field of type ``dict[str, Part]``: several named components of ``seam``."""
+    """Declare an options field of type ``dict[str, Part]``: several components of one ``seam``."""
     return Field(description=description, min_length=1, json_schema_extra={"seam": seam})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends to ``metrics.jsonl``. A resumed step replaces nothing: the last row of a step counts."""
+    """Appends to ``metrics.jsonl``. After a resume the last row of a step counts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -24,13 +26,7 @@ class MetricsFile:
             file.write(json.dumps(row) + "\n")
 
 
-class MemoryPeak:
-    """The largest resident set of this process, in MiB."""
-
-    @staticmethod
-    def mib() -> float:
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+def peak_rss_mib() -> float:
+    """The largest resident set this process has had, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

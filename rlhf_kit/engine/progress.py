@@ -39,8 +39,13 @@ class _RichBar:
 class Console:
     """Writes to standard error, so that standard output stays clean for ``--json``."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._rich = RichConsole(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+    def __init__(self, stream: TextIO | None = None, *, plain: bool = False) -> None:
+        self._rich = RichConsole(
+            file=stream or sys.stderr,
+            highlight=False,
+            soft_wrap=True,
+            force_terminal=False if plain else None,
+        )
 
     def line(self, text: str) -> None:
         self._rich.print(text, markup=False)

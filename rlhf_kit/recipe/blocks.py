@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rlhf_kit.components import Component, Options, Part, StageRef
-from rlhf_kit.errors import PluginError, RlhfKitError, did_you_mean
+from rlhf_kit.errors import PluginError, RecipeError, RlhfKitError, did_you_mean
 from rlhf_kit.recipe.document import Document, Place, dotted
+from rlhf_kit.recipe.folders import stage_folder
 from rlhf_kit.recipe.problems import Problems, in_short, key_of, known_keys, unknown_key
 from rlhf_kit.registry import Registry, article
 
@@ -142,7 +143,8 @@ class Blocks:
                     )
                     values[key] = _STAND_IN
             elif key in values or default is not None:
-                block = values.get(key, {})
+                # A data slot's default is an entry of `data:`, as a bare word in it would be.
+                block = values.get(key, default if extra["seam"] == "data" else {})
                 values[key] = self._slot(str(extra["seam"]), block, at, default) or _STAND_IN
             elif _admits(field, type(None)):
                 values[key] = None
@@ -180,7 +182,12 @@ class Blocks:
             )
             return _STAND_IN_REF
         if "/" in value or os.sep in value or value.startswith("."):
-            return StageRef(folder=(self.document.base / Path(value).expanduser()).resolve())
+            folder = (self.document.base / Path(value).expanduser()).resolve()
+            try:
+                return StageRef(folder=stage_folder(folder, produces))
+            except RecipeError as error:
+                self.problems.add(at, str(error))
+                return _STAND_IN_REF
         what = self._wrong_stage(value, produces)
         if what is None:
             return StageRef(stage=value)

@@ -8,7 +8,7 @@ from rlhf_kit import Options, RecipePath, StageRef, stage_ref
 
 
 class JsonlOptions(Options):
-    """A JSONL file with one row a line. Rows may say their ``split``; without, prompts are hashed."""
+    """A JSONL file with one row a line. Rows may give their ``split``; if not, by a hash."""
 
     path: RecipePath = Field(description="the .jsonl file, relative to the recipe")
 

@@ -31,7 +31,7 @@ def rlhf_components() -> Iterable[Component]:
         "text",
         f"{package}:RunningText",
         options.TextOptions,
-        "Running text for pretraining.",
+        "Running text, for the mix.",
     )
 
 

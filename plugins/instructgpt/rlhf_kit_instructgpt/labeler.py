@@ -11,7 +11,7 @@ from rlhf_kit_instructgpt.options import ScriptedOptions
 
 
 def rank(scores: Sequence[float], tie_margin: float) -> list[int]:
-    """Competition ranks, 0 = best. A score within ``tie_margin`` of the first of its tie joins it."""
+    """Competition ranks, 0 = best; a score within ``tie_margin`` of a tie's first joins the tie."""
     ranks = [0] * len(scores)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     leader = 0

@@ -128,7 +128,7 @@ class RewardModelStage:
 
 
 def _accuracy(scores: Tensor, pairs: Tensor) -> float:
-    """Share of ``pairs`` [G, K, K] that ``scores`` [G, K] orders rightly; equal scores count half."""
+    """Share of ``pairs`` [G, K, K] that ``scores`` [G, K] orders rightly; equal counts half."""
     margin = (scores[:, :, None] - scores[:, None, :])[pairs]
     right = (margin > 0).float() + 0.5 * (margin == 0).float()
     return right.mean().item() if len(right) else math.nan

@@ -1,0 +1,118 @@
+"""The context of one run: builds parts, finds artifacts, knows what each stage depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf_kit.components import Part, StageRef
+from rlhf_kit.errors import PluginError, RlhfKitError
+from rlhf_kit.interfaces import DataSource, Memory, ModelSource, Stage, Tokenizer
+from rlhf_kit.plugins import LoadedPlugins
+from rlhf_kit.recipe import Recipe, plain
+from rlhf_kit.recipe import Stage as StageBlock
+from rlhf_kit.recipe.walk import parts_of
+from rlhf_kit.stage_record import StageRecord
+
+
+class RunContext:
+    """What all stages of a run share."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self._data: dict[str, DataSource] = {}
+        self.source: ModelSource = construct(recipe.model, None)
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = self.source.tokenizer()
+        return self._tokenizer
+
+    def stage_folder(self, id: str) -> Path:
+        return self.folder / "stages" / id
+
+    def build_stage(self, stage: StageBlock) -> Stage:
+        return construct(stage.part, StageContext(self, stage.id))
+
+    def data(self, part: Part, context: StageContext) -> DataSource:
+        """Data sources are shared: the same block is read once."""
+        if part.key not in self._data:
+            self._data[part.key] = construct(part, context)
+        return self._data[part.key]
+
+    def records(self, loaded: LoadedPlugins) -> dict[str, StageRecord]:
+        """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
+        versions = {p.package: p.version for p in loaded.plugins}
+        shared = {
+            "seed": self.recipe.seed,
+            "model": plain(self.recipe.model) | {"weights": self.source.fingerprint()},
+            "memory": plain(self.recipe.memory),
+        }
+        records: dict[str, StageRecord] = {}
+        for id, stage in self.recipe.stages.items():
+            parts = list(parts_of(stage.part))
+            content = {
+                "stage": id,
+                "options": plain(stage.part),
+                "data": [self._data[p.key].fingerprint() for p in parts if p.key in self._data],
+                "plugins": sorted({f"{p.package} {versions.get(p.package)}" for p in parts}),
+                "needs": [records[need].fingerprint for need in stage.needs],
+                **shared,
+            }
+            # Relative to the recipe, so that moving the project does not invalidate a run.
+            text = json.dumps(content, sort_keys=True, default=str)
+            text = text.replace(str(self.recipe.path.resolve().parent), ".")
+            fingerprint = hashlib.sha256(text.encode()).hexdigest()
+            produces = stage.part.component.produces
+            records[id] = StageRecord.read(id, self.stage_folder(id), produces, fingerprint)
+        return records
+
+
+class StageContext:
+    """Implements rlhf_kit.interfaces.Context for one stage."""
+
+    def __init__(self, run: RunContext, stage: str) -> None:
+        self._run, self.stage, self.seed = run, stage, run.recipe.seed
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._run.tokenizer
+
+    def build(self, part: Part) -> Any:
+        if part.component.seam == "data":
+            return self._run.data(part, self)
+        return construct(part, self)
+
+    def artifact(self, ref: StageRef | None) -> Path | None:
+        if ref is None:
+            return None
+        return self._run.stage_folder(ref.stage) if ref.stage is not None else ref.folder
+
+    def memory(self) -> Memory:
+        part = self._run.recipe.memory
+        return construct(part, self, source=self._run.source)
+
+
+def construct(part: Part, context: StageContext | None, **extra: Any) -> Any:
+    """Call a component's target with its options, and with the context if it asks for it.
+
+    Raises:
+        PluginError: the target cannot be imported or called; RlhfKitErrors pass through.
+    """
+    target = part.component.load()
+    wants = inspect.signature(target).parameters
+    if "context" in wants:
+        extra = {**extra, "context": context}
+    try:
+        return target(part.options, **extra)
+    except RlhfKitError:
+        raise
+    except TypeError as error:
+        raise PluginError(
+            f"{part.where}: {part.key}: {part.component.target} could not be built: {error}"
+        ) from error
