@@ -14,6 +14,8 @@ from rlhf_kit.errors import NumericsError
 
 Schedule = Callable[[int], float]
 
+_FULL = (torch.float32, torch.float64)  # precise enough to be updated in place
+
 
 def constant(warmup: int = 0, start: float = 0.1) -> Schedule:
     """Factor 1 after ``warmup`` steps that rise linearly from ``start``.
@@ -67,7 +69,7 @@ class Optimizer:
         self._max_norm = math.inf if max_gradient_norm is None else max_gradient_norm
         self._step = 0
         masters = [
-            [p if p.dtype == torch.float32 else p.detach().float().clone() for p in g.parameters]
+            [p if p.dtype in _FULL else p.detach().float().clone() for p in g.parameters]
             for g in groups
         ]
         self._masters = [m for group in masters for m in group]

@@ -16,7 +16,12 @@ from rlhf_kit.types.samples import Row
 
 def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
     if not isinstance(scores, Tensor):
-        scores = torch.as_tensor(scores, dtype=torch.float32)
+        try:
+            scores = torch.as_tensor(scores, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise NumericsError(
+                f"{name}: expected one number per response, got {scores!r:.60} ({error})"
+            ) from error
     if scores.shape != (len(samples),):
         raise NumericsError(
             f"{name}: expected one score per response, shape [{len(samples)}], "

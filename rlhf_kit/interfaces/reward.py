@@ -45,6 +45,12 @@ class RewardModel(Trainable, Protocol):
     def encode(self, texts: TextBatch) -> TextBatch:
         """The same texts, with the activations of a frozen trunk where the strategy has one."""
 
+    def features(self, texts: TextBatch) -> Tensor:
+        """[B, H] float32: the states that the scalar head reads."""
+
+    def set_head(self, weight: Tensor, bias: float) -> None:
+        """Set the scalar head to ``weight . features + bias``; ``weight`` is [H]."""
+
     def score(self, texts: TextBatch) -> Tensor:
         """[B] float32, with gradients; independent of padding and of the other rows."""
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit.ops.sequence import position_ids
 from rlhf_kit_hf.artifact import write_note
@@ -71,11 +71,13 @@ class FullMemory(Strategy):
         super().__init__(options, source, context)
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> FullRole:
-        model = copy.deepcopy(self.model)
-        if start is not None:
-            # save_pretrained leaves tied weights out; named_parameters does not list them twice.
-            tensors = load_file(start / "model.safetensors")
-            missing = model.load_state_dict(tensors, strict=False).missing_keys
-            tied = set(getattr(model, "_tied_weights_keys", None) or ())
-            assert set(missing) <= tied, missing
-        return FullRole(model, trainable=trainable)
+        if start is None:
+            return FullRole(copy.deepcopy(self.model), trainable=trainable)
+        # from_pretrained, since save_pretrained may write other names than the model's own
+        # (GPT-NeoX's head), leaves tied weights out, and splits what is large.
+        model, report = type(self.model).from_pretrained(
+            start, dtype=self.dtype, local_files_only=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise RecipeError(f"{start}: lacks weights: {', '.join(sorted(report['missing_keys']))}")
+        return FullRole(model.to(self.device).eval(), trainable=trainable)

@@ -188,11 +188,17 @@ class HydraMemory(Strategy):
             position_ids=position_ids(mask),
             use_cache=False,
         ).last_hidden_state[mask]
-        found = HydraRole(self._trunk, trainable=False).hidden(tokens, mask)[mask]
-        error = float((found.float() - expected.float()).abs().max())
+        try:
+            found = HydraRole(self._trunk, trainable=False).hidden(tokens, mask)[mask]
+        except Exception as error:  # a decoder that is not embeddings, layers, norm: any may come
+            raise RecipeError(
+                f"memory: hydra cannot split {type(self.model).__name__}: its parts do not run "
+                f"alone ({type(error).__name__}: {error}); use memory lora or full"
+            ) from error
+        gap = float((found.float() - expected.float()).abs().max())
         bound = 1e-3 * float(expected.float().abs().max())
-        if not error <= bound:
+        if not gap <= bound:
             raise RecipeError(
                 f"memory: hydra cannot split {type(self.model).__name__}: trunk and branch differ "
-                f"from the whole by {error:.3g} (bound {bound:.3g}); use memory lora or full"
+                f"from the whole by {gap:.3g} (bound {bound:.3g}); use memory lora or full"
             )

@@ -34,13 +34,18 @@ class LoraRole:
 
     boundary = None
 
-    def __init__(self, model: PeftModel, adapter: str, *, trainable: bool) -> None:
-        self._model, self._adapter, self._trainable = model, adapter, trainable
-        self.hidden_size: int = model.config.hidden_size
+    def __init__(
+        self, model: PeftModel, adapter: str, shape: dict[str, Any], *, trainable: bool
+    ) -> None:
+        self._model, self._adapter, self._shape = model, adapter, shape
+        self._trainable = trainable
+        self.hidden_size: int = model.config.get_text_config().hidden_size
+        for _, parameter in self._named_parameters():
+            parameter.requires_grad_(trainable)
 
     def _activate(self) -> Any:
-        # Also freezes every other adapter: only one role at a time receives gradients.
-        self._model.set_adapter(self._adapter, inference_mode=not self._trainable)
+        with _trainable_kept(self._model):
+            self._model.set_adapter(self._adapter, inference_mode=True)
         return self._model.get_base_model()
 
     def hidden(self, tokens: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
@@ -83,7 +88,16 @@ class LoraRole:
         )
         save_tensors(folder / WEIGHTS, tensors)
         self._model.peft_config[self._adapter].save_pretrained(str(folder))
-        write_note(folder, LoraMemory.name, rank=self._model.peft_config[self._adapter].r)
+        write_note(folder, LoraMemory.name, **self._shape)
+
+
+@contextmanager
+def _trainable_kept(model: PeftModel) -> Iterator[None]:
+    """peft freezes every adapter but the active one; a role's gradient must survive a switch."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    yield
+    for parameter in trainable:
+        parameter.requires_grad_(True)
 
 
 class LoraMemory(Strategy):
@@ -95,7 +109,11 @@ class LoraMemory(Strategy):
         self._peft: PeftModel | None = None
 
     def shape(self) -> dict[str, Any]:
-        return {"rank": self._options.rank}
+        o = self._options
+        modules = o.target_modules
+        if not isinstance(modules, str):
+            modules = sorted(modules)
+        return {"rank": o.rank, "alpha": o.alpha, "target_modules": modules}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> LoraRole:
         config = LoraConfig(
@@ -111,11 +129,12 @@ class LoraMemory(Strategy):
                 self.model, config, adapter_name=name, autocast_adapter_dtype=False
             )
         else:
-            self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
+            with _trainable_kept(self._peft):
+                self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
         if start is not None:
             result = set_peft_model_state_dict(
                 self._peft, load_file(start / WEIGHTS), adapter_name=name
             )
             assert not result.unexpected_keys, result.unexpected_keys
         self._peft.eval()
-        return LoraRole(self._peft, name, trainable=trainable)
+        return LoraRole(self._peft, name, self.shape(), trainable=trainable)

@@ -57,11 +57,19 @@ class TransformersRewardModel:
         trunk = self._role.encode(on_device.tokens, on_device.mask)
         return TextBatch(on_device.tokens, on_device.mask, on_device.target, trunk)
 
-    def score(self, texts: TextBatch) -> Tensor:
+    def features(self, texts: TextBatch) -> Tensor:
         tokens, mask = texts.tokens.to(self._device), texts.mask.to(self._device)
-        hidden = self._role.hidden(tokens, mask, texts.trunk)  # [B, T, H]
-        pooled = self._pool(hidden, mask, texts.target.to(self._device))  # [B, H]
-        return self._head(pooled.float()).squeeze(-1) + self.bias
+        trunk = None if texts.trunk is None else texts.trunk.to(self._device)
+        hidden = self._role.hidden(tokens, mask, trunk)  # [B, T, H]
+        return self._pool(hidden, mask, texts.target.to(self._device)).float()
+
+    def score(self, texts: TextBatch) -> Tensor:
+        return self._head(self.features(texts)).squeeze(-1) + self.bias
+
+    @torch.no_grad()
+    def set_head(self, weight: Tensor, bias: float) -> None:
+        self._head.weight.copy_(weight[None])
+        self._head.bias.fill_(bias)
 
     def _pool(self, hidden: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         if self.pooling == "last":

@@ -82,8 +82,16 @@ class RewardModelOptions(Options):
     pooling: Literal["last", "mean"] = Field(
         "last", description="score the last token's state, or the mean over the response"
     )
+    head_init: Literal["normal", "probe"] = Field(
+        "normal",
+        description="normal: random; probe: first fit the head alone on the frozen states, then "
+        "train everything (arXiv:2202.10054), which small data wants",
+    )
     head_init_std: float | None = Field(
-        None, ge=0, description="std of the scalar head at the start; null: 1/sqrt(H + 1)"
+        None, ge=0, description="std of a random head at the start; null: 1/sqrt(H + 1)"
+    )
+    probe_l2: float = Field(
+        0.03, gt=0, description="L2 penalty of the probe, on standardised states, per prompt"
     )
     epochs: int = Field(1, ge=1, description="passes over the comparisons; 1 in the paper")
     batch_size: int = Field(64, ge=1, description="prompts per optimizer step; 64 in the paper")
@@ -126,6 +134,9 @@ class PPOPtxOptions(Options):
     )
     steps: int = Field(500, ge=1, description="rollouts; 256k episodes / 512 in the paper")
     rollout_batch: int = Field(512, ge=1, description="episodes per rollout; 512 in the paper")
+    samples_per_prompt: int = Field(
+        1, ge=1, description="responses per prompt in a rollout; rollout_batch counts responses"
+    )
     minibatch: int = Field(64, ge=1, description="episodes per optimizer step; 64 in the paper")
     micro_batch: int = Field(16, ge=1, description="episodes per forward pass")
     inner_epochs: int = Field(1, ge=1, description="passes over a rollout; 1 in the paper")

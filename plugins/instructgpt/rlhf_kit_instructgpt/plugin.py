@@ -73,9 +73,15 @@ def rlhf_components() -> Iterable[Component]:
 def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
     """Batch sizes that cannot be met."""
     for stage in recipe.stages.values():
-        o_ = stage.part.options
-        if isinstance(o_, o.PPOPtxOptions) and o_.minibatch > o_.rollout_batch:
+        o_, place = stage.part.options, f"{stage.part.where}: {stage.part.key}"
+        if not isinstance(o_, o.PPOPtxOptions):
+            continue
+        if o_.minibatch > o_.rollout_batch:
             yield (
-                f"{stage.part.where}: {stage.part.key}.minibatch: {o_.minibatch} is larger than "
-                f"rollout_batch {o_.rollout_batch}"
+                f"{place}.minibatch: {o_.minibatch} is larger than rollout_batch {o_.rollout_batch}"
+            )
+        if o_.rollout_batch % o_.samples_per_prompt:
+            yield (
+                f"{place}.rollout_batch: {o_.rollout_batch} responses cannot be divided by "
+                f"samples_per_prompt {o_.samples_per_prompt}"
             )

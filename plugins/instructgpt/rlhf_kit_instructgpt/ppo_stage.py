@@ -54,7 +54,9 @@ class PPOPtxStage:
             reward=self._reward,
             kl=self._kl,
             optimizer=build_optimizer(groups, o.optimizer, steps),
-            prompts=PromptStream(self._rows, o.rollout_batch, context.tokenizer, generator),
+            prompts=PromptStream(
+                self._rows, o.rollout_batch, context.tokenizer, generator, o.samples_per_prompt
+            ),
             pretraining=pretraining,
             **self._plain,
         )

@@ -17,6 +17,7 @@ from rlhf_kit_instructgpt.batches import answered, comparison_batch
 from rlhf_kit_instructgpt.losses import better_pairs
 from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import RewardModelOptions
+from rlhf_kit_instructgpt.probe import fit_probe
 
 
 class RewardModelStage:
@@ -48,6 +49,11 @@ class RewardModelStage:
             self._context.artifact(o.start), pooling=o.pooling, init_std=o.head_init_std
         )
         train, held_out = (self._encoded(model, self._batches[n]) for n in ("train", "validation"))
+        if o.head_init == "probe":
+            with torch.no_grad():
+                states = torch.cat([model.features(micro) for micro in train.texts.split(64)])
+            model.set_head(*fit_probe(states, train, self._loss, o.probe_l2))
+            run.say(f"probe  held-out accuracy {self.judge(model, held_out)['accuracy']:.3f}")
         per_epoch = math.ceil(len(train) / o.batch_size)
         total = per_epoch * o.epochs
         group = ParameterGroup(list(model.parameters()), o.optimizer.learning_rate)

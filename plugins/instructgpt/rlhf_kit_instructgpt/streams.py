@@ -15,17 +15,22 @@ from rlhf_kit_instructgpt.batches import prompt_batch
 
 
 class PromptStream:
-    """Prompts for one rollout after another."""
+    """Prompts for one rollout after another: ``size`` rows, each prompt ``repeat`` times."""
 
     def __init__(
-        self, rows: Sequence[Row], size: int, tokenizer: Tokenizer, generator: torch.Generator
+        self,
+        rows: Sequence[Row],
+        size: int,
+        tokenizer: Tokenizer,
+        generator: torch.Generator,
+        repeat: int = 1,
     ) -> None:
-        self._rows, self._tokenizer = rows, tokenizer
-        self._cycle = Cycle(len(rows), size, generator)
+        self._rows, self._tokenizer, self._repeat = rows, tokenizer, repeat
+        self._cycle = Cycle(len(rows), size // repeat, generator)
 
     def next(self) -> Prompts:
         rows = [self._rows[i] for i in self._cycle.next().tolist()]
-        return prompt_batch(rows, self._tokenizer)
+        return prompt_batch(rows, self._tokenizer).repeat(self._repeat)
 
     def state_dict(self) -> dict[str, Any]:
         return self._cycle.state_dict()

@@ -1,0 +1,47 @@
+"""A linear probe: the scalar head alone, fitted on frozen states before everything trains.
+
+Fine-tuning from a random head first distorts the features it should build on; fitting the head
+first avoids that (LP-FT, arXiv:2202.10054). The problem is convex and takes a second.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.interfaces import Loss
+from rlhf_kit.types import ComparisonBatch, PreferenceInputs
+
+
+def fit_probe(
+    features: Tensor, batch: ComparisonBatch, loss: Loss[PreferenceInputs], l2: float
+) -> tuple[Tensor, float]:
+    """Minimise mean loss + l2/2 |w|^2 over a linear score of standardised features.
+
+    Args:
+        features: [N, H], one row per text of ``batch``.
+        batch: the comparisons to fit.
+        loss: a preference loss, convex in the scores.
+        l2: penalty on the weights of the standardised features.
+
+    Returns:
+        weight [H] and bias, for the features as they are. Scores of the training texts average 0.
+    """
+    features = features.detach().float().cpu()
+    mean, std = features.mean(0), features.std(0) + 1e-4
+    standard = (features - mean) / std  # a few dimensions of a language model dwarf all others
+    weight = torch.zeros(features.shape[1], requires_grad=True)
+    count = loss.count(batch).clamp(min=1)
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        scores = batch.grouped(standard @ weight)  # [G, K]
+        total = loss(PreferenceInputs(scores, batch.ranks, batch.mask)).total / count
+        total = total + 0.5 * l2 * weight.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    found = weight.detach() / std
+    return found, -float(found @ mean)

@@ -1,0 +1,59 @@
+"""What a plugin author needs to know that a plugin is right: imported by tests only.
+
+``conformance`` checks an implementation against the invariances of its seam, ``oracles`` are slow
+float64 references, ``toy`` is a policy small enough to enumerate, ``building`` makes parts outside
+a run. With rlhf-kit installed, the ``check_*`` functions are pytest fixtures too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Public name -> module. Loaded on first use: the pytest plugin must not pay for torch.
+_PUBLIC = {
+    "ToyContext": "building",
+    "build": "building",
+    "part": "building",
+    "check_advantage": "conformance",
+    "check_component": "components",
+    "check_kl_controller": "conformance",
+    "check_labeler": "conformance",
+    "check_loss": "losses",
+    "check_nll_loss": "losses",
+    "check_plugin": "components",
+    "check_policy_loss": "losses",
+    "check_preference_loss": "losses",
+    "check_reward": "conformance",
+    "check_value_loss": "losses",
+    "TabularPolicy": "toy",
+    "enumerate_responses": "toy",
+    "made_up_samples": "toy",
+}
+
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from rlhf_kit.testing.building import ToyContext as ToyContext
+    from rlhf_kit.testing.building import build as build
+    from rlhf_kit.testing.building import part as part
+    from rlhf_kit.testing.components import check_component as check_component
+    from rlhf_kit.testing.components import check_plugin as check_plugin
+    from rlhf_kit.testing.conformance import check_advantage as check_advantage
+    from rlhf_kit.testing.conformance import check_kl_controller as check_kl_controller
+    from rlhf_kit.testing.conformance import check_labeler as check_labeler
+    from rlhf_kit.testing.conformance import check_reward as check_reward
+    from rlhf_kit.testing.losses import check_loss as check_loss
+    from rlhf_kit.testing.losses import check_nll_loss as check_nll_loss
+    from rlhf_kit.testing.losses import check_policy_loss as check_policy_loss
+    from rlhf_kit.testing.losses import check_preference_loss as check_preference_loss
+    from rlhf_kit.testing.losses import check_value_loss as check_value_loss
+    from rlhf_kit.testing.toy import TabularPolicy as TabularPolicy
+    from rlhf_kit.testing.toy import enumerate_responses as enumerate_responses
+    from rlhf_kit.testing.toy import made_up_samples as made_up_samples
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"rlhf_kit.testing.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'rlhf_kit.testing' has no attribute {name!r}")

@@ -1,0 +1,68 @@
+"""Parts outside a run: components built as a recipe would build them, without a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from rlhf_kit.components import Component, Part, StageRef
+from rlhf_kit.context import construct
+from rlhf_kit.interfaces import Memory, Tokenizer
+
+
+def _construct(part: Part, context: Any) -> Any:
+    """The core's own way, with a context that is not its own."""
+    return construct(part, context)
+
+
+class ToyContext:
+    """Implements rlhf_kit.interfaces.Context, for components that build nested parts.
+
+    Args:
+        tokenizer: for components that ask for one.
+        folder: where references to stages point to: ``folder / stage``.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None = None, folder: Path = Path(), seed: int = 0
+    ) -> None:
+        self.stage, self.seed = "toy", seed
+        self._tokenizer, self._folder = tokenizer, folder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise AssertionError("this ToyContext has no tokenizer; pass one to its constructor")
+        return self._tokenizer
+
+    def build(self, part: Part) -> Any:
+        return _construct(part, self)
+
+    def artifact(self, ref: StageRef | None) -> Path | None:
+        if ref is None:
+            return None
+        return self._folder / ref.stage if ref.stage is not None else ref.folder
+
+    def memory(self) -> Memory:
+        raise AssertionError("a ToyContext has no model, and so no memory strategy")
+
+
+def part(component: Component, **options: Any) -> Part:
+    """A part as a recipe's block would give it: validated options and a place in a file.
+
+    Slots that admit None are None unless given; other slots take a part made by this function.
+
+    Raises:
+        pydantic.ValidationError: an unknown or invalid option.
+    """
+    for name, field in component.options.model_fields.items():
+        is_slot = isinstance(field.json_schema_extra, dict) and "seam" in field.json_schema_extra
+        if is_slot and type(None) in get_args(field.annotation):
+            options.setdefault(name, None)
+    return Part(component, component.options(**options), "toy", component.name, "toy.yaml:1")
+
+
+def build(component: Component, context: ToyContext | None = None, **options: Any) -> Any:
+    """The object that ``component`` describes, built as a run would build it."""
+    return _construct(part(component, **options), context or ToyContext())

@@ -1,0 +1,288 @@
+"""Conformance of rewards, advantage estimators, labelers and KL controllers.
+
+Every function raises AssertionError with a sentence for the author: what broke, and what would be
+right. The checks of losses are in ``losses``, those of declarations in ``components``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.interfaces import (
+    AdvantageEstimator,
+    CompositeReward,
+    KLController,
+    Labeler,
+    RewardFn,
+)
+from rlhf_kit.testing.compare import (
+    GARBAGE,
+    clean_masks,
+    dirtied,
+    finite,
+    float32,
+    same,
+    widened,
+)
+from rlhf_kit.testing.sentences import named, require
+from rlhf_kit.testing.toy import made_up_samples
+from rlhf_kit.types import Advantages, Samples
+
+
+def check_reward(
+    reward: RewardFn, samples: Samples | None = None, *, rowwise: bool = True
+) -> Tensor:
+    """Check a reward: float32 scores [B], finite, of the response and nothing else.
+
+    Padding (other token ids in it, more of it) and the order of rows change nothing; a second call
+    and, if ``rowwise``, scoring in micro-batches give the same scores. For a composite reward,
+    ``combine(components(samples))`` is what ``__call__`` returns.
+
+    Args:
+        reward: the implementation, with its models loaded if it needs any.
+        samples: what to score; by default :func:`made_up_samples`. Give your own, for example
+            ``made_up_samples(responses, rows)``, when the reward reads keys of the source rows.
+        rowwise: whether a score depends on its own response only. False for rewards that compare
+            the responses of a batch.
+
+    Returns:
+        The scores [B], for further checks.
+    """
+    name, samples = named(reward), samples if samples is not None else made_up_samples()
+
+    def score(batch: Samples) -> Tensor:
+        with torch.no_grad():
+            scores = reward(batch)
+        float32(scores, [len(batch)], f"{name}: the scores")
+        bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+        if bad:
+            raise AssertionError(
+                f"{name}: score {scores[bad[0]].item()} for response "
+                f"{batch.responses[bad[0]][:60]!r}; scores must be finite, also for empty and "
+                "unusual responses"
+            )
+        return scores.cpu()
+
+    whole = score(samples)
+    before = samples.response_tokens.clone(), samples.response_mask.clone()
+    same(score(samples), whole, f"{name}: a second call gave other scores; seed what is random")
+    require(
+        torch.equal(samples.response_tokens, before[0])
+        and torch.equal(samples.response_mask, before[1]),
+        f"{name} wrote into the samples; make a copy instead",
+    )
+    other = _letters_in_padding(samples)
+    fix = "read samples.responses, or apply samples.response_mask to the tokens"
+    same(score(other), whole, f"{name}: other tokens in the padding changed a score; {fix}")
+    same(score(_longer(other)), whole, f"{name}: more padding changed a score; {fix}")
+    order = torch.arange(len(samples)).flip(0)
+    same(
+        score(samples.select(order))[order],
+        whole,
+        f"{name}: another order of the rows changed scores; score i should belong to response i",
+    )
+    if rowwise:
+        for size in (1, 2):
+            same(
+                torch.cat([score(part) for part in samples.split(size)]),
+                whole,
+                f"{name}: scoring {size} responses at a time changed a score; a score should "
+                "depend on its own row only (rowwise=False if it is meant to compare rows)",
+            )
+    if isinstance(reward, CompositeReward):
+        _components(reward, samples, whole)
+    return whole
+
+
+def _letters_in_padding(samples: Samples) -> Samples:
+    """The same samples with a valid token id, not the pad id, in all padding."""
+    prompts, mask = samples.prompts, samples.response_mask
+    letter = int(samples.response_tokens[mask].max())
+    return replace(
+        samples,
+        response_tokens=torch.where(mask, samples.response_tokens, letter),
+        prompts=replace(prompts, tokens=torch.where(prompts.mask, prompts.tokens, letter)),
+    )
+
+
+def _longer(samples: Samples) -> Samples:
+    tokens, mask = samples.response_tokens, samples.response_mask
+    more = torch.cat([tokens, tokens[:, :1].expand(-1, 3)], 1)
+    return replace(samples, response_tokens=more, response_mask=widened(mask, 3))
+
+
+def _components(reward: CompositeReward, samples: Samples, whole: Tensor) -> None:
+    name, components = named(reward), reward.components(samples)
+    require(isinstance(components, Mapping), f"{name}.components should return name -> [B]")
+    for key, value in components.items():
+        float32(value, [len(samples)], f"{name}: component {key!r}")
+        finite(value, f"{name}: component {key!r} is not finite")
+    same(
+        reward.combine(components).cpu(),
+        whole,
+        f"{name}: combine(components(samples)) should be what a call returns",
+    )
+
+
+def check_advantage(estimator: AdvantageEstimator, *, seed: int = 0) -> None:
+    """Check an advantage estimator: float32 [B, R], finite, zero in the padding.
+
+    Padding (dirty or longer), the order of the rows and the numbers of the groups change nothing;
+    inputs are not written to. The rewards come in groups of three responses to one prompt, the
+    members of a group apart from each other. Without ``needs_values`` it gets ``values=None``.
+    """
+    name = named(estimator)
+    needs_values = getattr(estimator, "needs_values", None)
+    require(
+        isinstance(needs_values, bool),
+        f"{name}.needs_values should be True or False: PPO asks it whether to train a critic",
+    )
+    generator = torch.Generator().manual_seed(seed)
+    mask = clean_masks(9, 5, generator)
+    rewards, values = torch.randn((2, 9, 5), generator=generator)
+    group = torch.arange(9) % 3
+
+    def run(
+        rewards: Tensor, values: Tensor, mask: Tensor, group: Tensor, what: str
+    ) -> tuple[Tensor, Tensor]:
+        given = [x.clone() for x in (rewards, values, mask, group)]
+        try:
+            out = estimator(given[0], given[1] if needs_values else None, given[2], given[3])
+        except Exception as error:
+            raise AssertionError(f"{name} raised {type(error).__name__}: {error} ({what})") from (
+                error
+            )
+        require(isinstance(out, Advantages), f"{name} should return rlhf_kit.types.Advantages")
+        for before, after in zip((rewards, values, mask, group), given, strict=True):
+            unchanged = torch.equal(before.nan_to_num(), after.nan_to_num())
+            require(unchanged, f"{name} wrote into its inputs; make a copy instead")
+        for part, x in (("advantages", out.advantages), ("returns", out.returns)):
+            float32(x, list(mask.shape), f"{name}: {part}")
+            finite(x, f"{name}: {part} are not finite ({what})")
+            require(not x.requires_grad, f"{name}: {part} should carry no gradient")
+            require(
+                bool((x[~mask] == 0).all()),
+                f"{name}: {part} should be 0 where mask is False ({what})",
+            )
+        return out.advantages, out.returns
+
+    def agree(found: tuple[Tensor, Tensor], what: str) -> None:
+        for part, x, y in zip(("advantages", "returns"), found, whole, strict=True):
+            same(x, y, f"{name}: {what} changed {part}")
+
+    what = "ordinary inputs"
+    whole = run(rewards, values, mask, group, what)
+    agree(run(rewards, values, mask, group, what), "a second call with the same inputs")
+    for garbage in GARBAGE:
+        what = f"{garbage} in the padding of rewards and values"
+        dirty = [dirtied(x, mask, garbage) for x in (rewards, values)]
+        hint = " (mask the reward, the next value and what is carried from later tokens)"
+        agree(run(dirty[0], dirty[1], mask, group, what), what + hint)
+    what = "three more columns of padding"
+    wide = run(widened(rewards, 3), widened(values, 3), widened(mask, 3), group, what)
+    agree((wide[0][:, :5], wide[1][:, :5]), what)
+    what, order = "another order of the rows", torch.tensor([8, 2, 5, 0, 1, 7, 6, 3, 4])
+    found = run(rewards[order], values[order], mask[order], group[order], what)
+    back = order.argsort()
+    hint = " (rows of a group need not be neighbours: go by group)"
+    agree((found[0][back], found[1][back]), what + hint)
+    what = "other numbers for the same groups"
+    agree(run(rewards, values, mask, 100 - 7 * group, what), what)
+
+
+def check_labeler(labeler: Labeler, samples: Samples | None = None) -> None:
+    """Check a labeler: one rank per response, 0 the best of its group, better scores not behind.
+
+    The order of the rows changes nothing. By default three responses answer each prompt.
+    """
+    name = named(labeler)
+    samples = samples if samples is not None else made_up_samples(samples_per_prompt=3)
+
+    def label(batch: Samples) -> tuple[list[int], list[float] | None]:
+        ranks, scores = labeler(batch)
+        ranks = list(ranks)
+        require(
+            len(ranks) == len(batch) and all(isinstance(rank, int) for rank in ranks),
+            f"{name} should return one int rank per response, got {ranks!r:.80}",
+        )
+        if scores is not None:
+            scores = [float(x) for x in scores]
+            require(
+                len(scores) == len(batch) and all(map(math.isfinite, scores)),
+                f"{name} should return one finite score per response, or None for all",
+            )
+        return ranks, scores
+
+    ranks, scores = label(samples)
+    for group in samples.group.unique().tolist():
+        rows = (samples.group == group).nonzero().flatten().tolist()
+        found = [ranks[i] for i in rows]
+        require(
+            min(found) == 0 and max(found) < len(found),
+            f"{name}: the ranks of a group should begin at 0, the best, got {found}",
+        )
+        for i in rows:
+            for j in rows:
+                require(
+                    scores is None or not (ranks[i] < ranks[j] and scores[i] < scores[j]),
+                    f"{name}: rank 0 is the best, but a response with a lower score is ahead",
+                )
+    order = list(reversed(range(len(samples))))
+    other, _ = label(samples.select(torch.tensor(order)))
+    require(
+        other == [ranks[i] for i in order],
+        f"{name}: another order of the rows changed ranks; rank i should belong to response i",
+    )
+
+
+def check_kl_controller(controller: KLController) -> None:
+    """Check a KL controller: a finite coefficient that stays >= 0, and state that survives.
+
+    ``coefficient`` can be set, as the stage does; more KL never lowers it below what less KL
+    gives; ``load_state_dict(state_dict())`` continues exactly.
+    """
+    name = named(controller)
+    controller.coefficient = 0.05
+    start = copy.deepcopy(controller.state_dict())
+
+    def after(*kls: float) -> float:
+        controller.load_state_dict(copy.deepcopy(start))
+        for kl in kls:
+            controller.update(kl, 64)
+            value = controller.coefficient
+            require(
+                isinstance(value, float) and math.isfinite(value) and value >= 0,
+                f"{name}: after updates with KL {kl} the coefficient is {value!r}; it should be a "
+                "float >= 0",
+            )
+        return controller.coefficient
+
+    require(
+        after() == 0.05,
+        f"{name}: load_state_dict(state_dict()) should restore the coefficient; it gives {after()}",
+    )
+    low, high = after(*[0.0] * 50), after(*[1e3] * 50)
+    require(high >= low, f"{name}: a large KL should not give a smaller coefficient than none")
+    once = after(20.0)
+    state = copy.deepcopy(controller.state_dict())
+    controller.update(3.0, 64)
+    straight = controller.coefficient
+    controller.load_state_dict(state)
+    _same_number(controller.coefficient, once, name)
+    controller.update(3.0, 64)
+    _same_number(controller.coefficient, straight, name)
+
+
+def _same_number(found: Any, wanted: float, name: str) -> None:
+    require(
+        found == wanted,
+        f"{name}: after load_state_dict the coefficient is {found}, without a resume {wanted}; "
+        "put all state into state_dict",
+    )

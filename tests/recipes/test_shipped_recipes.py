@@ -1,0 +1,119 @@
+"""Every shipped recipe is right, and the quickstart runs end to end on a toy model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from toys import CONTEXT
+
+from rlhf_kit.recipe import open_recipe
+from rlhf_kit.run import run_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHIPPED = sorted(RECIPES.rglob("*.yaml"))
+
+SMALL = (
+    "memory.dtype=float32",
+    "memory.device=cpu",
+    "sft.epochs=1",
+    "collect.train_prompts=6",
+    "collect.validation_prompts=3",
+    "collect.sampling.max_new_tokens=8",
+    "collect.completions=3",
+    "reward_model.epochs=1",
+    "reward_model.batch_size=3",
+    # Random text has no clear sentiment; every pair counts.
+    "reward_model.clear_margin=0",
+    "ppo.steps=2",
+    "ppo.rollout_batch=8",
+    "ppo.minibatch=4",
+    "ppo.sampling.max_new_tokens=8",
+    "ppo.ptx_length=32",
+    "evaluate.samples_per_prompt=1",
+    "evaluate.sampling.max_new_tokens=8",
+    "evaluate.pretraining_tokens=256",
+    "evaluate.pretraining_length=64",
+)
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES / "quickstart.yaml" in SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(RECIPES)))
+def test_shipped_recipe_is_right(path: Path) -> None:
+    recipe, loaded, _ = open_recipe(path)
+    assert recipe.stages
+    assert not loaded.broken
+
+
+def at(values: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+FINITE = (
+    "gold_score.sft gold_score.ppo win_rate kl perplexity.sft perplexity.ppo "
+    "response_length.sft response_length.ppo seconds.sft seconds.collect seconds.reward_model "
+    "seconds.ppo seconds.evaluate seconds.total peak_rss_mib"
+).split()
+
+
+@pytest.mark.parametrize("memory", ["hydra", "lora", "full"])
+def test_quickstart_end_to_end(
+    toy_model: Path, tmp_path: Path, memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vaderSentiment")
+    model = f"model={{use: pretrained, name: {toy_model}}}"
+    strategy = f"memory={{use: {memory}, trainable_layers: 2}}"
+    if memory != "hydra":
+        strategy = f"memory={memory}"
+    recipe, loaded, _ = open_recipe(RECIPES / "quickstart.yaml", [model, strategy, *SMALL])
+    out = tmp_path / "run"
+    returned = run_recipe(recipe, loaded, out=out, plain=True)
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(returned))
+    for key in FINITE:
+        assert math.isfinite(at(summary, key)), key
+    assert summary["seed"] == 0
+    # Of responses that were cut to pairs with any difference there may be none.
+    assert math.isnan(summary["rm_pair_accuracy"]) or 0 <= summary["rm_pair_accuracy"] <= 1
+    low, high = summary["win_rate_ci"]
+    assert 0 <= low <= summary["win_rate"] <= high <= 1
+    assert summary["kl"] > 0  # PPO has moved
+    assert summary["perplexity"]["sft"] != summary["perplexity"]["ppo"]
+    stages = summary["seconds"].keys() - {"total"}
+    assert summary["seconds"]["total"] >= sum(summary["seconds"][s] for s in stages) - 0.5
+    assert summary["peak_rss_mib"] > 100
+
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    ppo = [row for row in rows if row["stage"] == "ppo"]
+    assert [row["step"] for row in ppo] == [0, 1]
+    assert ppo[0]["kl"] == 0  # the reference is where PPO starts
+    assert len((out / "stages/collect/comparisons.jsonl").read_text().splitlines()) <= 9
+    for stage in ("sft", "reward_model", "ppo"):
+        files = sorted((out / "stages" / stage).glob("*.safetensors"))
+        assert files
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                assert len(list(tensors.keys())) > 0
+    assert not list(out.rglob("*.pt"))  # checkpoints have served
+    shown = capsys.readouterr().err
+    for line in ("[ppo] step 2/2", "[evaluate] prompt: ", "gold_score.ppo", "done in"):
+        assert line in shown
+
+
+def test_toy_recipe_of_the_fixtures_is_right(toy_recipe: Callable[..., Path]) -> None:
+    recipe, _, _ = open_recipe(toy_recipe("lora", ppo={"steps": 7}, seed=9))
+    assert list(recipe.stages) == ["sft", "collect", "reward_model", "ppo", "evaluate"]
+    options: Any = recipe.stages["ppo"].part.options
+    assert (options.steps, options.kl_coef, recipe.seed) == (7, 0.02, 9)
+    assert CONTEXT == 256

@@ -1,0 +1,86 @@
+"""LoRA: an adapter per role over one backbone, loadable by plain peft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from test_hf_policy import ANSWERS, train, trained_folder
+from toys import hand_logprobs, plain_model, texts
+
+
+def test_plain_peft_loads_the_folder(
+    context_of: Callable[..., Any], toy_model: Path, tmp_path: Path
+) -> None:
+    context = context_of("lora")
+    folder = trained_folder(context, tmp_path)
+    plain = PeftModel.from_pretrained(plain_model(toy_model), folder).eval()
+    batch = texts(context.tokenizer, *ANSWERS)
+    with torch.no_grad():
+        found = context.memory().policy(folder).next_token_logprobs(batch)
+        base = context.memory().policy(None).next_token_logprobs(batch)
+    assert (found - base).abs().max() > 0.1
+    for i in range(len(batch)):
+        begin = int(batch.target[i].long().argmax())
+        row = batch.tokens[i][batch.mask[i]].tolist()
+        expected = hand_logprobs(plain, row[:begin], row[begin:], 1.0)
+        torch.testing.assert_close(
+            found[i][batch.predicted[i]].double(), expected, rtol=0, atol=1e-4
+        )
+
+
+def test_training_one_role_leaves_the_backbone_and_the_other_roles(
+    context_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    context = context_of("lora")
+    sft = trained_folder(context, tmp_path)
+    memory = context.memory()
+    reward = memory.reward_model(sft)
+    policy = memory.policy(sft, reference=sft)
+    mine = {id(p) for p in policy.parameters()}
+    before = {n: p.detach().clone() for n, p in memory._peft.named_parameters()}
+    batch = texts(context.tokenizer, *ANSWERS)
+    with torch.no_grad():
+        score = reward.score(batch)
+    train(policy, batch)
+    changed = {n for n, p in memory._peft.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert changed <= {n for n, p in memory._peft.named_parameters() if id(p) in mine}
+    with torch.no_grad():
+        assert torch.equal(reward.score(batch), score)
+
+
+def test_three_roles_cost_three_adapters(context_of: Callable[..., Any]) -> None:
+    memory = context_of("lora", rank=2).memory()
+    policy, reward = memory.policy(None), memory.reward_model(None)
+    # q, k, v, o, gate, up, down of 4 layers: rank * (inputs + outputs).
+    layer = (32 + 32) + 2 * (32 + 16) + (32 + 32) + 3 * (32 + 64)
+    assert sum(p.numel() for p in policy.parameters()) == 4 * 2 * layer
+    assert sum(p.numel() for p in reward.parameters()) == 4 * 2 * layer + 32 + 1
+    names = {n.split(".")[-2] for n, _ in memory._peft.named_parameters() if "lora_" in n}
+    assert names == {"policy", "reference", "reward"}
+
+
+@pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "all-linear"])
+def test_target_modules(context_of: Callable[..., Any], modules: str) -> None:
+    memory = context_of("lora", target_modules=modules).memory()
+    memory.policy(None)
+    adapted = {n.split(".")[-4] for n, _ in memory._peft.named_parameters() if "lora_A" in n}
+    wanted = {"q_proj", "v_proj"}
+    assert adapted == wanted if modules.startswith("[") else adapted > wanted
+    assert "lm_head" not in adapted
+
+
+def test_a_fresh_adapter_is_the_pretrained_model(
+    context_of: Callable[..., Any], toy_model: Path
+) -> None:
+    context = context_of("lora")
+    batch = texts(context.tokenizer, *ANSWERS)
+    with torch.no_grad():
+        lora = context.memory().policy(None).next_token_logprobs(batch)
+        full = context_of("full").memory().policy(None).next_token_logprobs(batch)
+    assert torch.equal(lora, full)

@@ -1,0 +1,174 @@
+"""Several responses per prompt in a rollout, and PPO without a critic, on a toy policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rlhf_kit_instructgpt.control import FixedKL
+from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip, TokenNLL
+from rlhf_kit_instructgpt.options import (
+    ClipOptions,
+    FixedKLOptions,
+    LinearValueOptions,
+    NoOptions,
+    SamplingOptions,
+)
+from rlhf_kit_instructgpt.plugin import rlhf_check_recipe, rlhf_components
+from rlhf_kit_instructgpt.ppo_ptx import PPOParts, PPOPtx
+from rlhf_kit_instructgpt.streams import PromptStream
+from rlhf_kit_instructgpt.value import LinearValue
+from torch import Tensor
+
+from rlhf_kit.components import Component, Part
+from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.testing import TabularPolicy, part
+from rlhf_kit.types import Advantages, Rollout, Samples
+
+
+class Tokenizer:
+    """A prompt is its own number."""
+
+    eos_id, pad_id, max_length = 2, 2, 64
+
+    def prompt(self, row: Mapping[str, Any]) -> list[int]:
+        return [int(row["prompt"]) % 2]
+
+
+ROWS = [{"prompt": str(i)} for i in range(6)]
+TOKENIZER: Any = Tokenizer()
+
+
+def ppo(**changes: Any) -> Part:
+    """The stage's part, its slots filled with nothing in particular."""
+    (component,) = [c for c in rlhf_components() if c.name == "ppo_ptx"]
+    nothing = part(Component("", "", ":", NoOptions))
+    fields = component.options.model_fields
+    slots = {name: nothing for name, field in fields.items() if field.annotation is Part}
+    return part(component, **slots, **changes)
+
+
+def test_each_prompt_is_repeated_in_a_group_of_its_own() -> None:
+    stream = PromptStream(ROWS, 6, TOKENIZER, torch.Generator().manual_seed(0), repeat=3)
+    seen = []
+    for _ in range(3):
+        prompts = stream.next()
+        assert len(prompts) == 6
+        assert prompts.group.tolist() == [0, 0, 0, 1, 1, 1]
+        names = [row["prompt"] for row in prompts.rows]
+        assert names == [names[0]] * 3 + [names[3]] * 3
+        seen += [names[0], names[3]]
+    assert sorted(seen) == sorted(row["prompt"] for row in ROWS)  # one pass over the data
+
+
+def test_a_single_response_is_a_group_of_one() -> None:
+    stream = PromptStream(ROWS, 4, TOKENIZER, torch.Generator().manual_seed(0))
+    assert stream.next().group.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rollout_batch": 64, "samples_per_prompt": 4}, None),
+        (
+            {"rollout_batch": 65, "samples_per_prompt": 4},
+            "r.yaml:1: stages.ppo.rollout_batch: 65 responses cannot be divided by "
+            "samples_per_prompt 4",
+        ),
+        (
+            {"rollout_batch": 32},
+            "r.yaml:1: stages.ppo.minibatch: 64 is larger than rollout_batch 32",
+        ),
+    ],
+)
+def test_what_does_not_divide_is_refused(changes: dict[str, int], says: str | None) -> None:
+    block = replace(ppo(**changes), key="stages.ppo", where="r.yaml:1")
+    recipe = SimpleNamespace(stages={"ppo": SimpleNamespace(part=block)})
+    assert list(rlhf_check_recipe(recipe)) == ([] if says is None else [says])
+
+
+def test_no_responses_per_prompt_are_refused() -> None:
+    with pytest.raises(ValueError, match="samples_per_prompt"):
+        ppo(samples_per_prompt=0)
+
+
+class LeaveOneOut:
+    needs_values = False
+
+    def __call__(
+        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
+    ) -> Advantages:
+        assert values is None
+        total = torch.where(mask, rewards, 0.0).sum(1)
+        same = (group[:, None] == group[None, :]).float()
+        baseline = (same @ total - total) / (same.sum(1) - 1)
+        advantages = torch.where(mask, (total - baseline)[:, None], 0.0)
+        return Advantages(advantages, torch.zeros_like(advantages))
+
+
+class Run:
+    """A StageRun that only counts, and keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.metrics: list[Mapping[str, float]] = []
+        self.rollouts: list[Rollout] = []
+
+    def steps(self, total: int, state: Any, unit: str = "step") -> Iterator[int]:
+        return iter(range(total))
+
+    def end_step(self, step: int, metrics: Mapping[str, float], line: str | None = None) -> None:
+        self.metrics.append(metrics)
+
+    def rollout_collected(self, step: int, rollout: Rollout) -> None:
+        self.rollouts.append(rollout)
+
+
+def test_ppo_without_a_critic_learns() -> None:
+    policy, run = TabularPolicy(scale=0.1), Run()
+    value = LinearValue(LinearValueOptions())
+    value.attach(policy)
+    groups = [
+        ParameterGroup(list(policy.parameters()), 0.05),
+        ParameterGroup(list(value.parameters()), 0.05),
+    ]
+    chosen: Any = ppo(
+        steps=30,
+        rollout_batch=32,
+        minibatch=16,
+        micro_batch=5,
+        samples_per_prompt=4,
+        sampling=SamplingOptions(max_new_tokens=3),
+    ).options
+
+    def reward(samples: Samples) -> Tensor:
+        return torch.tensor([float(text.count("b")) for text in samples.responses])
+
+    kl = FixedKL(FixedKLOptions())
+    kl.coefficient = 0.05
+    parts = PPOParts(
+        policy=policy,
+        value=value,
+        reward=reward,
+        advantage=LeaveOneOut(),
+        kl=kl,
+        policy_loss=PPOClip(ClipOptions()),
+        value_loss=ClippedValue(ClipOptions()),
+        ptx_loss=TokenNLL(NoOptions()),
+        optimizer=Optimizer(groups),
+        prompts=PromptStream(ROWS, 32, TOKENIZER, run.generator, chosen.samples_per_prompt),
+        pretraining=None,
+    )
+    PPOPtx(parts, chosen).run(run)  # type: ignore[arg-type]
+    assert all(r.values is None for r in run.rollouts)
+    assert torch.bincount(run.rollouts[0].group).tolist() == [4] * 8
+    # At the first minibatch the policy is the one that sampled, and the reference.
+    assert run.metrics[0]["kl"] == 0.0
+    assert "value/loss" not in run.metrics[0]
+    assert sum(m["score"] for m in run.metrics[:3]) / 3 < 1.2
+    assert sum(m["score"] for m in run.metrics[-3:]) / 3 > 2.0
+    assert all(p.abs().sum() == 0 for p in value.parameters())  # nothing trained the critic
