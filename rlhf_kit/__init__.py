@@ -14,6 +14,7 @@ _PUBLIC = {
     "Part": "rlhf_kit.components",
     "RecipePath": "rlhf_kit.components",
     "StageRef": "rlhf_kit.components",
+    "in_recipe": "rlhf_kit.components",
     "slot": "rlhf_kit.components",
     "slots": "rlhf_kit.components",
     "stage_ref": "rlhf_kit.components",
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     )
     from rlhf_kit.components import (
         StageRef as StageRef,
+    )
+    from rlhf_kit.components import (
+        in_recipe as in_recipe,
     )
     from rlhf_kit.components import (
         slot as slot,

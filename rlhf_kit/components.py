@@ -110,10 +110,14 @@ class StageRef:
         return self.stage if self.stage is not None else str(self.folder)
 
 
+def in_recipe(value: str | Path, info: ValidationInfo) -> Path:
+    """``value`` as a path relative to the recipe's folder, inside a pydantic validator."""
+    path = Path(value).expanduser()
+    return (Path(info.context["base"]) / path).resolve() if info.context else path
+
+
 def _relative_to_recipe(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, (str, Path)) and info.context and "base" in info.context:
-        return (Path(info.context["base"]) / Path(value).expanduser()).resolve()
-    return value
+    return in_recipe(value, info) if isinstance(value, (str, Path)) else value
 
 
 RecipePath = Annotated[Path, BeforeValidator(_relative_to_recipe)]

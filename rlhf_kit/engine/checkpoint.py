@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,8 @@ from torch import Tensor
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Stateful
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write through a temporary file, so that a full disk or a kill leaves the old file intact.
@@ -23,25 +26,31 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
         DataError: no space is left; nothing that was there before is lost.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-            raise
-        # torch.save reports a failed write as a RuntimeError without an errno.
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
-        raise DataError(
-            f"{path}: no space left on the disk; what was written before is intact. "
-            "Free some space and run the same command again"
-        ) from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if _disk_full(error):
+            raise DataError(
+                f"{path}: no space left on the disk; what was written before is intact. "
+                "Free some space and run the same command again"
+            ) from error
+        raise
+
+
+def _disk_full(error: BaseException) -> bool:
+    """torch.save reports a failed write as a RuntimeError whose cause carries the errno."""
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(e, OSError) and e.errno in _FULL for e in causes) or (
+        isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

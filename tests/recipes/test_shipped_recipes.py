@@ -35,6 +35,7 @@ SMALL = (
     "ppo.minibatch=4",
     "ppo.sampling.max_new_tokens=8",
     "ppo.ptx_length=32",
+    "ppo.optimizer={learning_rate: 1e-2, warmup_steps: 0}",
     "evaluate.samples_per_prompt=1",
     "evaluate.sampling.max_new_tokens=8",
     "evaluate.pretraining_tokens=256",
@@ -88,7 +89,7 @@ def test_quickstart_end_to_end(
     assert math.isnan(summary["rm_pair_accuracy"]) or 0 <= summary["rm_pair_accuracy"] <= 1
     low, high = summary["win_rate_ci"]
     assert 0 <= low <= summary["win_rate"] <= high <= 1
-    assert summary["kl"] > 0  # PPO has moved
+    assert summary["kl"] != 0  # PPO has moved
     assert summary["perplexity"]["sft"] != summary["perplexity"]["ppo"]
     stages = summary["seconds"].keys() - {"total"}
     assert summary["seconds"]["total"] >= sum(summary["seconds"][s] for s in stages) - 0.5

@@ -15,7 +15,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from toy_plugins import RECIPE, TOY, write_distribution
+from toy_plugins import RECIPE, TOY, finished_stage, write_distribution
 
 from rlhf_kit.cli import doctor
 from rlhf_kit.cli.lazy import ErrorGroup
@@ -66,6 +66,7 @@ def test_check_gives_an_account() -> None:
 
 
 def test_check_notes_unused_data_and_folders() -> None:
+    finished_stage(Path("other"), "policy")
     result = rlhf_kit("check", "r.yaml", "sft.data={use: toy-jsonl, path: x}", "ppo.from=./other")
     assert "note: data.demos is used by no stage" in result.stdout
     assert "from reward, other" in result.stdout

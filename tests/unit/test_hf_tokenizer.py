@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from rlhf_kit_hf.options import PretrainedOptions
+from rlhf_kit_hf.sources import PretrainedSource
+from rlhf_kit_hf.tokenizer import ChatTokenizer
 from toys import CONTEXT, toy_tokenizer, write_toy_model
 from transformers import AutoTokenizer, LlamaConfig
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit_hf.options import PretrainedOptions
-from rlhf_kit_hf.sources import PretrainedSource
-from rlhf_kit_hf.tokenizer import ChatTokenizer
 
 
 def tokenizer(folder: Path, **options: Any) -> ChatTokenizer:

@@ -127,6 +127,7 @@ def test_two_files_of_one_name_do_not_share_a_module(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_failing_file_is_broken(tmp_path: Path) -> None:
+    before = set(sys.modules)
     bad = tmp_path / "bad.py"
     bad.write_text("\n\nundefined_name")
     loaded = load_plugins([tmp_path / "missing.py", bad, tmp_path / "notes.txt"], [])
@@ -134,7 +135,7 @@ def test_a_missing_or_failing_file_is_broken(tmp_path: Path) -> None:
     assert "FileNotFoundError" in causes["missing"]
     assert causes["bad"] == "NameError: name 'undefined_name' is not defined (bad.py:3)"
     assert "should end in .py" in causes["notes"]
-    assert not [name for name in sys.modules if name.startswith("rlhf_kit_file_bad")]
+    assert not [n for n in set(sys.modules) - before if n.startswith("rlhf_kit_file_bad")]
 
 
 def test_managers_are_not_shared(tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy_plugins import RECIPE, TOY, load_only, offering, resolved, write_distribution
+from toy_plugins import (
+    RECIPE,
+    TOY,
+    finished_stage,
+    load_only,
+    offering,
+    resolved,
+    write_distribution,
+)
 
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import dump_yaml, filled, plain
@@ -73,6 +81,7 @@ def test_every_default_is_filled_in(toys: LoadedPlugins, tmp_path: Path) -> None
     ],
 )
 def test_round_trip(toys: LoadedPlugins, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    finished_stage(tmp_path.parent / "elsewhere", "policy")
     first = dumped(toys, tmp_path / "r.yaml", *overrides)
     elsewhere = tmp_path / "runs" / "deep" / "recipe.yaml"
     elsewhere.parent.mkdir(parents=True)

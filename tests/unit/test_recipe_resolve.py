@@ -6,7 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
-from toy_plugins import RECIPE, TOY, load_only, offering, resolved, write_distribution
+from toy_plugins import (
+    RECIPE,
+    TOY,
+    finished_stage,
+    load_only,
+    offering,
+    resolved,
+    write_distribution,
+)
 
 from rlhf_kit.components import StageRef
 from rlhf_kit.errors import DataError, PluginError, RecipeError
@@ -241,12 +249,31 @@ def test_overrides_are_checked_and_say_command_line(toys: LoadedPlugins) -> None
 
 
 def test_a_folder_of_another_run(toys: LoadedPlugins, tmp_path: Path) -> None:
-    recipe = resolved(toys, write(), "ppo.from=../other/stages/sft", "ppo.critic=./x")
+    finished_stage(tmp_path / "other/stages/sft", "policy")
+    finished_stage(tmp_path / "x", "reward_model")
+    recipe = resolved(toys, write(), "ppo.from=./other", "ppo.critic=./x")
     options = recipe.stages["ppo"].part.options
-    assert options.from_ == StageRef(folder=tmp_path.parent / "other/stages/sft")
+    # A run folder means the stage in it that holds such an artifact.
+    assert options.from_ == StageRef(folder=tmp_path / "other/stages/sft")
     assert options.critic == StageRef(folder=tmp_path / "x")
     assert recipe.stages["ppo"].needs == []
     assert len(stage_refs(recipe.stages["ppo"].part)) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (None, "no such folder"),
+        ("reward_model", "holds no finished policy"),
+    ],
+)
+def test_a_folder_without_the_artifact(
+    toys: LoadedPlugins, tmp_path: Path, make: str | None, cause: str
+) -> None:
+    if make is not None:
+        finished_stage(tmp_path / "other", make)
+    with pytest.raises(RecipeError, match=cause):
+        resolved(toys, write(), "ppo.from=./other")
 
 
 def test_a_stage_with_a_bad_name_does_not_blame_those_that_start_from_it(

@@ -79,5 +79,7 @@ class FullMemory(Strategy):
             start, dtype=self.dtype, local_files_only=True, output_loading_info=True
         )
         if report["missing_keys"]:
-            raise RecipeError(f"{start}: lacks weights: {', '.join(sorted(report['missing_keys']))}")
+            raise RecipeError(
+                f"{start}: lacks weights: {', '.join(sorted(report['missing_keys']))}"
+            )
         return FullRole(model.to(self.device).eval(), trainable=trainable)

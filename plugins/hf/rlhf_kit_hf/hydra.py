@@ -38,7 +38,7 @@ def _view(module: Any, **replaced: Module) -> Any:
 
 def _layers_name(base: Module) -> str:
     """The attribute that holds the decoder's layers."""
-    depth = base.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    depth = base.config.get_text_config().num_hidden_layers
     for name, child in base.named_children():
         if isinstance(child, ModuleList) and len(child) == depth:
             return name

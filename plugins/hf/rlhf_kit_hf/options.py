@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from rlhf_kit import Options, RecipePath, StageRef, stage_ref
+from rlhf_kit import Options, RecipePath, StageRef, in_recipe, stage_ref
 
 
 class TextOptions(Options):
@@ -27,18 +27,37 @@ class TextOptions(Options):
 class PretrainedOptions(TextOptions):
     """A hub id, or a folder in the same form."""
 
-    name: str = Field(description="hub id such as org/model, or a folder with config.json")
+    name: str = Field(
+        description="hub id such as org/model, or a folder with config.json, relative to the recipe"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model; only for sources you trust"
     )
 
+    @field_validator("name")
+    @classmethod
+    def _folder_or_id(cls, name: str, info: ValidationInfo) -> str:
+        folder = in_recipe(name, info)
+        if folder.is_dir():
+            return str(folder)
+        if name.startswith((".", "/", "~")):
+            raise ValueError(f"no such folder: {folder}")
+        return name
+
 
 class GGUFOptions(TextOptions):
     """A GGUF file, alone or inside an installed Python package."""
 
-    file: Path = Field(description="the .gguf file; relative to the package when one is named")
     package: str | None = Field(None, description="importable package that carries the file")
+    file: Path = Field(
+        description="the .gguf file, relative to the package, or to the recipe without one"
+    )
+
+    @field_validator("file")
+    @classmethod
+    def _place(cls, file: Path, info: ValidationInfo) -> Path:
+        return file if info.data.get("package") else in_recipe(file, info)
 
 
 class MemoryOptions(Options):

@@ -32,7 +32,8 @@ class AdaptiveKL:
 
     def update(self, kl: float, samples: int) -> None:
         error = min(max(kl / self._options.target - 1.0, -0.2), 0.2)
-        self.coefficient *= 1.0 + error * samples / self._options.horizon
+        # A rollout larger than the horizon must not turn the penalty into a reward.
+        self.coefficient *= max(0.0, 1.0 + error * samples / self._options.horizon)
 
     def state_dict(self) -> dict[str, Any]:
         return {"coefficient": self.coefficient}

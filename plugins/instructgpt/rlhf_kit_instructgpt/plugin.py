@@ -63,8 +63,8 @@ _OTHERS = (
 
 @hookimpl
 def rlhf_components() -> Iterable[Component]:
-    for name, target, options, summary, produces in _STAGES:
-        yield Component("stage", name, f"{_PACKAGE}.{target}", options, summary, produces)
+    for name, target, stage_options, summary, produces in _STAGES:
+        yield Component("stage", name, f"{_PACKAGE}.{target}", stage_options, summary, produces)
     for seam, name, target, options, summary in _OTHERS:
         yield Component(seam, name, f"{_PACKAGE}.{target}", options, summary)
 

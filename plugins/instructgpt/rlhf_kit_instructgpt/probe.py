@@ -42,6 +42,6 @@ def fit_probe(
         total.backward()
         return total
 
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    optimizer.step(objective)
     found = weight.detach() / std
     return found, -float(found @ mean)

@@ -1,0 +1,288 @@
+"""Going on with a run: finished stages, changed recipes, Ctrl-C, a kill, and the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from toys import COMMAND, environment, write_toy_recipe
+
+from rlhf_kit.recipe import open_recipe
+from rlhf_kit.run import run_recipe
+
+STEPS = 6
+PPO = {"steps": STEPS, "inner_epochs": 2, "kl_controller": {"use": "adaptive", "target": 0.1}}
+
+def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
+    resolved, loaded, _ = open_recipe(recipe, overrides)
+    return run_recipe(resolved, loaded, out=out, plain=True)
+
+
+def metrics(out: Path) -> dict[tuple[str, int], dict[str, float]]:
+    """What each step reported, without times; of a step that was repeated the last row counts."""
+    found = {}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        kept = {k: v for k, v in row.items() if k != "time" and not k.startswith("seconds/")}
+        found[row["stage"], row["step"]] = kept
+    return found
+
+
+def summary(out: Path) -> dict[str, Any]:
+    values = json.loads((out / "summary.json").read_text())
+    return {k: v for k, v in values.items() if k not in ("seconds", "peak_rss_mib", "name")}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "stages/ppo/branch.safetensors")
+
+
+def written(out: Path) -> dict[str, int]:
+    """When each artifact was written."""
+    return {
+        str(path.relative_to(out)): path.stat().st_mtime_ns
+        for path in sorted((out / "stages").rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def project(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    return write_toy_recipe(folder, toy_model, "hydra", ppo=PPO)
+
+
+@pytest.fixture(scope="module")
+def finished(project: Path) -> Path:
+    """An uninterrupted run."""
+    out = project.parent / "finished"
+    run(project, out)
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to change, with its times of writing."""
+    subprocess.run(["cp", "-a", str(finished), str(tmp_path / "run")], check=True)
+    return tmp_path / "run"
+
+
+def test_finished_stages_are_not_run_again(
+    project: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, numbers = written(copied), metrics(copied)
+    assert len(before) > 10
+    run(project, copied)
+    shown = capsys.readouterr().err
+    for stage in ("sft", "collect", "reward_model", "ppo", "evaluate"):
+        assert f"[{stage}] finished already" in shown
+    assert written(copied) == before
+    assert metrics(copied) == numbers
+
+
+def test_a_changed_recipe_sets_aside_only_what_depends_on_it(
+    project: Path, finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = written(copied)
+    run(project, copied, "ppo.kl_coef=0.5")
+    shown = capsys.readouterr().err
+    for stage in ("sft", "collect", "reward_model"):
+        assert f"[{stage}] finished already" in shown
+    after = written(copied)
+    for stage in ("ppo", "evaluate"):
+        assert f"[{stage}] the recipe has changed; the earlier result is kept in" in shown
+        for name, time in before.items():
+            if name.startswith(f"stages/{stage}/"):
+                kept = name.replace(f"/{stage}/", f"/{stage}.superseded-1/")
+                assert after[kept] == time
+                assert (copied / kept).read_bytes() == (finished / name).read_bytes()
+                assert after[name] > time
+    for name, time in before.items():
+        if not name.startswith(("stages/ppo/", "stages/evaluate/")):
+            assert after[name] == time, name
+    assert not any(torch.equal(t, weights(finished)[n]) for n, t in weights(copied).items())
+    # Back to the first recipe: the numbers of the first run.
+    run(project, copied)
+    assert (copied / "stages/ppo.superseded-2").is_dir()
+    assert summary(copied) == summary(finished)
+
+
+def test_changed_data_invalidates_what_reads_it(
+    project: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = project.parent / "prompts.jsonl"
+    text = data.read_text()
+    try:
+        data.write_text(text.replace("Now sea", "Now the sea"))
+        run(project, copied)
+    finally:
+        data.write_text(text)
+    shown = capsys.readouterr().err
+    assert "[sft] finished already" in shown
+    for stage in ("collect", "reward_model", "ppo", "evaluate"):
+        assert f"[{stage}] the recipe has changed" in shown
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    project: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Also: it is the saved recipe that is run again, from elsewhere."""
+    saved = tmp_path / "elsewhere.yaml"
+    saved.write_text((finished / "recipe.yaml").read_text())
+    run(saved, tmp_path / "again")
+    assert metrics(tmp_path / "again") == metrics(finished)
+    assert summary(tmp_path / "again") == summary(finished)
+    assert all(torch.equal(t, weights(finished)[n]) for n, t in weights(tmp_path / "again").items())
+    run(project, tmp_path / "other", "seed=2", "ppo.steps=1")
+    other, first = metrics(tmp_path / "other"), metrics(finished)
+    assert all(other[key] != first[key] for key in other)
+
+
+def test_what_a_run_folder_says(project: Path, finished: Path) -> None:
+    values = yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert values["stages"]["ppo"]["value_coef"] == 0.1  # defaults are filled in
+    assert values["stages"]["ppo"]["kl_controller"]["horizon"] == 10000
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["libraries"]["torch"] == torch.__version__
+    assert manifest["fingerprints"].keys() == values["stages"].keys()
+    assert len(set(manifest["fingerprints"].values())) == 5
+    rows = metrics(finished)
+    assert [step for stage, step in rows if stage == "ppo"] == list(range(STEPS))
+    assert {stage for stage, _ in rows} == {"sft", "collect", "reward_model", "ppo"}
+
+
+@pytest.fixture
+def slow_project(project: Path, tmp_path: Path, finished: Path) -> Iterator[tuple[Path, Path]]:
+    """A recipe that differs from the finished run only in taking its time, and its run folder.
+
+    The slowness is an observer: it changes no fingerprint of a stage.
+    """
+    (tmp_path / "slow.py").write_text(
+        "import time\n"
+        "import rlhf_kit\n"
+        "@rlhf_kit.hookimpl\n"
+        "def rlhf_rollout_collected(stage, step):\n"
+        "    time.sleep(0.25)\n"
+    )
+    yield tmp_path / "slow.py", tmp_path / "run"
+
+
+def start(project: Path, out: Path, plugin: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "run", str(project), "--out", str(out), "--plugin", str(plugin)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    )
+
+
+def until(process: subprocess.Popen[str], text: str) -> list[str]:
+    """Read lines of standard error up to one with ``text``."""
+    assert process.stderr is not None
+    seen: list[str] = []
+    for line in process.stderr:
+        seen.append(line)
+        if text in line:
+            return seen
+    raise AssertionError(f"{text!r} never came:\n{''.join(seen)}")
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    project: Path, finished: Path, slow_project: tuple[Path, Path]
+) -> None:
+    plugin, out = slow_project
+    process = start(project, out, plugin)
+    until(process, f"[ppo] step 2/{STEPS}")
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    last = rest.strip().splitlines()[-1]
+    assert last.startswith(f"stopped: stopped after step 3 of {STEPS} of stage 'ppo', saved; ")
+    assert "the same command goes on" in last
+    assert "Traceback" not in rest
+    assert not (out / "stages/ppo/branch.safetensors").exists()
+    assert (out / "stages/ppo/checkpoints/last.pt").exists()
+
+    process = start(project, out, plugin)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    assert f"[ppo] going on after step 3 of {STEPS}" in shown
+    assert "[sft] finished already" in shown
+    assert f"[ppo] step 3/{STEPS}" not in shown
+    assert metrics(out) == metrics(finished)  # bit for bit
+    assert summary(out) == summary(finished)
+    assert all(torch.equal(t, weights(finished)[n]) for n, t in weights(out).items())
+    seconds = json.loads((out / "summary.json").read_text())["seconds"]
+    assert seconds["ppo"] >= 0.25 * STEPS  # both attempts count
+    assert seconds["total"] >= sum(v for k, v in seconds.items() if k != "total") - 0.5
+
+
+def test_kill_during_ppo_leaves_a_state_to_go_on_from(
+    project: Path, finished: Path, slow_project: tuple[Path, Path]
+) -> None:
+    plugin, out = slow_project
+    process = start(project, out, plugin)
+    until(process, f"[ppo] step 2/{STEPS}")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    for path in out.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in out.rglob("*.safetensors"):
+        load_file(path)
+    run(project, out)
+    assert metrics(out) == metrics(finished)
+    assert summary(out) == summary(finished)
+
+
+@pytest.mark.parametrize("memory", ["lora", "full"])
+def test_a_checkpoint_restores_every_strategy(
+    toy_recipe: Callable[..., Path],
+    tmp_path: Path,
+    memory: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Saved after every step, stopped by an observer's error in the fourth."""
+    recipe = toy_recipe(memory, ppo=PPO)
+    run(recipe, tmp_path / "whole")
+    stopping = tmp_path / "stopping.py"
+    stopping.write_text(
+        "import rlhf_kit\n"
+        "@rlhf_kit.hookimpl\n"
+        "def rlhf_rollout_collected(stage, step):\n"
+        "    if step == 3:\n"
+        "        raise KeyboardInterrupt\n"
+    )
+    monkeypatch.setattr("rlhf_kit.engine.stage_run.StageExecution.__init__", _eager())
+    resolved, loaded, _ = open_recipe(recipe, (), [stopping])
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(resolved, loaded, out=tmp_path / "part", plain=True)
+    checkpoint = torch.load(
+        tmp_path / "part/stages/ppo/checkpoints/last.pt", weights_only=True
+    )
+    assert checkpoint["step"] == 3
+    run(recipe, tmp_path / "part")
+    assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
+    assert summary(tmp_path / "part") == summary(tmp_path / "whole")
+
+
+def _eager() -> Callable[..., None]:
+    """A checkpoint after every step, as a recipe that takes minutes per step has it."""
+    from rlhf_kit.engine.stage_run import StageExecution
+
+    original = StageExecution.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs | {"checkpoint_seconds": 0.0})
+
+    return init
