@@ -97,6 +97,7 @@ def plain_model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+ANSWERS = ("The sea is grey.", "Tea!", "You are kind.", "Because.")
 PROMPTS = ("Hi", "What is the sea like in winter?", "Say something nice.", "Why?")
 
 
@@ -116,6 +117,24 @@ def texts(tokenizer: Any, *answers: str) -> TextBatch:
     for i, row in enumerate(rows):
         target[i, : len(row)] = False
     return TextBatch(tokens, mask, target)
+
+
+def train(policy: Any, batch: TextBatch, rate: float = 0.05) -> None:
+    """One plain gradient step on the likelihood of a few answers."""
+    parameters = list(policy.parameters())
+    assert parameters
+    loss = -policy.next_token_logprobs(batch).sum() / batch.predicted.sum()
+    for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        p.data -= rate * g
+
+
+def trained_folder(context: Any, folder: Path) -> Path:
+    """What an SFT stage leaves: weights that are not the pretrained ones."""
+    policy = context.memory().policy(None)
+    for _ in range(3):  # the first step moves only one of LoRA's two factors
+        train(policy, texts(context.tokenizer, *ANSWERS), rate=0.5)
+    policy.save(folder)
+    return folder
 
 
 @torch.no_grad()
@@ -253,9 +272,9 @@ def write_toy_recipe(folder: Path, model: Path, memory: str, **overrides: Any) -
 
 
 def environment() -> dict[str, str]:
-    """For subprocesses: the import path of this one, one thread, plain output."""
+    """For subprocesses: the same import path, and as many threads, so that sums come out alike."""
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
-    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 COMMAND = (sys.executable, "-m", "rlhf_kit.cli.main")

@@ -120,7 +120,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         masters = [
-            None if m is p else m.clone() for p, m in zip(self._model, self._masters, strict=True)
+            None if m is p else m.detach() for p, m in zip(self._model, self._masters, strict=True)
         ]
         return {"step": self._step, "adam": self._adam.state_dict(), "masters": masters}
 

@@ -40,7 +40,7 @@ class StageExecution:
         metrics: MetricsFile,
         console: Console,
         observers: Observers,
-        checkpoint_seconds: float = 120.0,
+        checkpoint_seconds: float = 300.0,
     ) -> None:
         self.id, self.folder = id, folder
         self.generator = seed_everything(derive_seed(seed, id))

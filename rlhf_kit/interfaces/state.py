@@ -11,7 +11,10 @@ from torch.nn import Parameter
 
 @runtime_checkable
 class Stateful(Protocol):
-    """State as plain data and tensors, so that a checkpoint loads with ``weights_only=True``."""
+    """State as plain data and tensors, so that a checkpoint loads with ``weights_only=True``.
+
+    As in torch, the tensors of a ``state_dict`` are the live ones: copy them to keep them.
+    """
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -61,10 +61,22 @@ def at(values: dict[str, Any], key: str) -> Any:
 
 
 FINITE = (
-    "gold_score.sft gold_score.ppo win_rate kl perplexity.sft perplexity.ppo "
-    "response_length.sft response_length.ppo seconds.sft seconds.collect seconds.reward_model "
-    "seconds.ppo seconds.evaluate seconds.total peak_rss_mib"
-).split()
+    "gold_score.sft",
+    "gold_score.ppo",
+    "win_rate",
+    "kl",
+    "perplexity.sft",
+    "perplexity.ppo",
+    "response_length.sft",
+    "response_length.ppo",
+    "seconds.sft",
+    "seconds.collect",
+    "seconds.reward_model",
+    "seconds.ppo",
+    "seconds.evaluate",
+    "seconds.total",
+    "peak_rss_mib",
+)
 
 
 @pytest.mark.parametrize("memory", ["hydra", "lora", "full"])

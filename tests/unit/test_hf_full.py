@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_hf_policy import ANSWERS, train, trained_folder
-from toys import hand_logprobs, plain_model, texts
+from toys import ANSWERS, hand_logprobs, plain_model, texts, train, trained_folder
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "neox"])

@@ -97,7 +97,7 @@ def test_roles_do_not_share_a_branch(context_of: Callable[..., Any]) -> None:
 
 def test_a_model_that_does_not_split_is_refused(context_of: Callable[..., Any]) -> None:
     """GPT-2 adds its positions to whatever it is fed, so a branch would add them again."""
-    with pytest.raises(RecipeError, match="hydra cannot split GPT2LMHeadModel: .* lora or full"):
+    with pytest.raises(RecipeError, match=r"hydra cannot split GPT2LMHeadModel: .* lora or full"):
         context_of("hydra", "gpt2").memory()
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from test_hf_policy import ANSWERS, train, trained_folder
-from toys import hand_logprobs, plain_model, texts
+from toys import ANSWERS, hand_logprobs, plain_model, texts, train, trained_folder
 
 
 def test_plain_peft_loads_the_folder(

@@ -10,14 +10,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toys import PROMPTS, VOCABULARY, hand_logprobs, plain_model, prompts, texts
+from toys import (
+    ANSWERS,
+    PROMPTS,
+    VOCABULARY,
+    hand_logprobs,
+    plain_model,
+    prompts,
+    texts,
+    train,
+    trained_folder,
+)
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.types import Samples, Sampling, TextBatch
+from rlhf_kit.types import Samples, Sampling
 
 MEMORIES = ("full", "lora", "hydra")
 PAIRS = [(m, k) for m in ("full", "lora") for k in ("llama", "gpt2")] + [("hydra", "llama")]
-ANSWERS = ("The sea is grey.", "Tea!", "You are kind.", "Because.")
 
 
 def sampled(context: Any, policy: Any, temperature: float = 1.0, length: int = 12) -> Samples:
@@ -25,24 +34,6 @@ def sampled(context: Any, policy: Any, temperature: float = 1.0, length: int = 1
     return policy.generate(
         prompts(context.tokenizer), Sampling(length, temperature, generator=generator)
     )
-
-
-def train(policy: Any, batch: TextBatch, rate: float = 0.05) -> None:
-    """One plain gradient step on the likelihood of a few answers."""
-    parameters = list(policy.parameters())
-    assert parameters
-    loss = -policy.next_token_logprobs(batch).sum() / batch.predicted.sum()
-    for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        p.data -= rate * g
-
-
-def trained_folder(context: Any, folder: Path) -> Path:
-    """What an SFT stage leaves: weights that are not the pretrained ones."""
-    policy = context.memory().policy(None)
-    for _ in range(3):  # the first step moves only one of LoRA's two factors
-        train(policy, texts(context.tokenizer, *ANSWERS), rate=0.5)
-    policy.save(folder)
-    return folder
 
 
 @torch.no_grad()

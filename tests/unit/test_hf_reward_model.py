@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from toys import VOCABULARY, prompts, texts
+from toys import ANSWERS, VOCABULARY, prompts, texts
 
 from rlhf_kit.types import Samples, Sampling, TextBatch
 
 MEMORIES = ("full", "lora", "hydra")
-ANSWERS = ("The sea is grey.", "Tea!", "You are kind.", "Because.")
 
 
 def padded(batch: TextBatch, i: int, left: int, right: int) -> TextBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from rlhf_kit.run import run_recipe
 
 STEPS = 6
 PPO = {"steps": STEPS, "inner_epochs": 2, "kl_controller": {"use": "adaptive", "target": 0.1}}
+
 
 def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
     resolved, loaded, _ = open_recipe(recipe, overrides)
@@ -207,8 +209,14 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, rest
     last = rest.strip().splitlines()[-1]
-    assert last.startswith(f"stopped: stopped after step 3 of {STEPS} of stage 'ppo', saved; ")
-    assert "the same command goes on" in last
+    said = re.fullmatch(
+        rf"stopped: stopped after step (\d) of {STEPS} of stage 'ppo', saved; "
+        "the same command goes on from here",
+        last,
+    )
+    assert said, last
+    done = int(said[1])  # 3, or a little later on a busy machine
+    assert 3 <= done < STEPS
     assert "Traceback" not in rest
     assert not (out / "stages/ppo/branch.safetensors").exists()
     assert (out / "stages/ppo/checkpoints/last.pt").exists()
@@ -216,9 +224,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     process = start(project, out, plugin)
     _, shown = process.communicate(timeout=120)
     assert process.returncode == 0, shown
-    assert f"[ppo] going on after step 3 of {STEPS}" in shown
+    assert f"[ppo] going on after step {done} of {STEPS}" in shown
     assert "[sft] finished already" in shown
-    assert f"[ppo] step 3/{STEPS}" not in shown
+    assert f"[ppo] step {done}/{STEPS}" not in shown
+    assert f"[ppo] step {done + 1}/{STEPS}" in shown
     assert metrics(out) == metrics(finished)  # bit for bit
     assert summary(out) == summary(finished)
     assert all(torch.equal(t, weights(finished)[n]) for n, t in weights(out).items())
@@ -267,9 +276,7 @@ def test_a_checkpoint_restores_every_strategy(
     resolved, loaded, _ = open_recipe(recipe, (), [stopping])
     with pytest.raises(KeyboardInterrupt):
         run_recipe(resolved, loaded, out=tmp_path / "part", plain=True)
-    checkpoint = torch.load(
-        tmp_path / "part/stages/ppo/checkpoints/last.pt", weights_only=True
-    )
+    checkpoint = torch.load(tmp_path / "part/stages/ppo/checkpoints/last.pt", weights_only=True)
     assert checkpoint["step"] == 3
     run(recipe, tmp_path / "part")
     assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from rlhf_kit.errors import RecipeError
+from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit.ops.sequence import position_ids
 from rlhf_kit_hf.artifact import write_note
@@ -52,7 +54,7 @@ class FullRole:
         return (p for p in self._model.parameters() if p.requires_grad)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        return {name: p.detach() for name, p in self._model.named_parameters()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -60,7 +62,15 @@ class FullRole:
             parameter.copy_(state[name])
 
     def save(self, folder: Path) -> None:
-        self._model.save_pretrained(folder)
+        try:
+            self._model.save_pretrained(folder)
+        except SafetensorError as error:
+            # safetensors puts the errno into words only.
+            if f"os error {errno.ENOSPC}" not in str(error):
+                raise
+            raise DataError(
+                f"{folder}: no space left on the disk; free some and run the same command again"
+            ) from error
         write_note(folder, FullMemory.name)
 
 

@@ -146,7 +146,7 @@ class HydraRole:
         return self._own if self._trainable else ()
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: p.detach().clone() for name, p in self._named_parameters().items()}
+        return {name: p.detach() for name, p in self._named_parameters().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ class LoraRole:
         return (p for _, p in self._named_parameters()) if self._trainable else ()
 
     def state_dict(self) -> dict[str, Any]:
-        return {n: p.detach().clone() for n, p in self._named_parameters()}
+        return {n: p.detach() for n, p in self._named_parameters()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

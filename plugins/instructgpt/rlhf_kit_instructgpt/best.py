@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -20,7 +21,7 @@ class Best:
         if math.isinf(self.first):
             self.first = loss
         if loss < self.value:
-            self.value, self._weights = loss, self._model.state_dict()
+            self.value, self._weights = loss, copy.deepcopy(self._model.state_dict())
 
     def restore(self) -> None:
         """Put the best weights back into the model."""
