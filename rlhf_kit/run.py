@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from rlhf_kit import manifest
 from rlhf_kit.context import RunContext
 from rlhf_kit.engine.checkpoint import write_atomically, write_json
-from rlhf_kit.engine.metrics import MetricsFile, peak_rss_mib
+from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import DataError, RlhfKitError
@@ -122,10 +123,13 @@ def _run_stage(
     )
     loaded.hook.rlhf_stage_started(stage=id, folder=record.folder)
     try:
-        summary = stage.run(execution)
-    except RlhfKitError as error:
-        record.stop(time.monotonic() - begin)
-        raise type(error)(f"{_located(error, id)}") from error
+        summary = finite(stage.run(execution))
+    except BaseException as error:
+        with contextlib.suppress(OSError, DataError):  # the first error is the one to report
+            record.stop(time.monotonic() - begin)
+        if isinstance(error, RlhfKitError):
+            raise type(error)(_located(error, id)) from error
+        raise
     record.finish(summary, time.monotonic() - begin)
     execution.finish()
     loaded.hook.rlhf_stage_ended(stage=id, folder=record.folder, summary=summary)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,19 @@ def context_of(
     return make
 
 
-@pytest.fixture(autouse=True)
-def _same_random_numbers() -> Iterator[None]:
-    import sys
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same random numbers for every test, and one thread; a hook, to precede every fixture.
 
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
-    yield
+    Two threads cost tiny models a factor of 8 on a busy machine, and add up in another order. A
+    test of a real model keeps its threads.
+    """
+    torch = sys.modules.get("torch")  # not imported for tests that do without
+    if torch is not None:
+        torch.manual_seed(0)
+        real = any(map(item.get_closest_marker, ("slow", "smollm2")))
+        torch.set_num_threads(_cores() if real else 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

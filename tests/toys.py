@@ -152,7 +152,7 @@ def hand_logprobs(model: Any, prompt: list[int], response: list[int], temperatur
 
 REWARD = """
 def reward(responses):
-    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in responses]
+    return [sum(map(ord, text)) % 101 / 101 for text in responses]  # hardly ever a tie
 """
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def finite(value: Any) -> Any:
+    """``value`` with every number that is not finite as None, which JSON can say."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsFile:
@@ -19,11 +29,15 @@ class MetricsFile:
         self._path = path
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row; a value that is not finite becomes null, which JSON can say."""
+        """Append one row."""
         row: dict[str, Any] = {"stage": stage, "step": step, "time": round(time.time(), 3)}
-        row |= {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        row |= finite(dict(metrics))
+        with self._path.open("a+b") as file:
+            # A kill or a full disk may have cut the last row short: it must not swallow this one.
+            end = file.seek(0, os.SEEK_END)
+            if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+            file.write(json.dumps(row).encode() + b"\n")
 
 
 def peak_rss_mib() -> float:

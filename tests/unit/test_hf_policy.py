@@ -195,8 +195,8 @@ def test_save_and_load(context_of: Callable[..., Any], tmp_path: Path, memory: s
     policy.save(tmp_path)
     loaded = context.memory().policy(tmp_path, trainable=False)
     assert torch.equal(logprobs(loaded, samples), expected)
-    # The state of a checkpoint is a copy, and puts everything back.
-    state = policy.state_dict()
+    # What a checkpoint holds puts everything back.
+    state = {name: value.clone() for name, value in policy.state_dict().items()}
     train(policy, texts(context.tokenizer, *ANSWERS))
     assert not torch.equal(logprobs(policy, samples), expected)
     policy.load_state_dict(state)

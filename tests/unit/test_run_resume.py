@@ -215,8 +215,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
         last,
     )
     assert said, last
-    done = int(said[1])  # 3, or a little later on a busy machine
-    assert 3 <= done < STEPS
+    done = int(said[1])  # 2 or 3, or a little later on a busy machine
+    assert 2 <= done < STEPS
     assert "Traceback" not in rest
     assert not (out / "stages/ppo/branch.safetensors").exists()
     assert (out / "stages/ppo/checkpoints/last.pt").exists()
