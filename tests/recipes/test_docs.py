@@ -63,10 +63,11 @@ def test_readme_commands_exist() -> None:
 
 
 def test_the_tutorial_reward_works(tmp_path: Path) -> None:
-    from rlhf_kit.engine.scoring import score
-    from rlhf_kit.testing import made_up_samples
     from rlhf_kit_rewards.options import PythonOptions
     from rlhf_kit_rewards.python import PythonReward
+
+    from rlhf_kit.engine.scoring import score
+    from rlhf_kit.testing import made_up_samples
 
     file = tmp_path / "short_and_polite.py"
     file.write_text(next(code for code in blocks(TUTORIAL, "python") if "def reward" in code))
