@@ -31,6 +31,7 @@ seeds: $(VENV)/quickstart.stamp
 	for seed in $(SEEDS); do \
 	  $(BIN)/rlhf-kit run recipes/quickstart.yaml seed=$$seed --out $(RUN)-seed$$seed || exit 1; \
 	done
+	$(BIN)/python tests/benchmarks/quickstart_table.py $(foreach s,$(SEEDS),$(RUN)-seed$(s))
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest

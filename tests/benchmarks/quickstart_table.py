@@ -1,0 +1,57 @@
+"""Print the README's table from the summaries of several quickstart runs (`make seeds`).
+
+Usage: python tests/benchmarks/quickstart_table.py RUN_FOLDER...
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Summary = dict[str, Any]
+
+# What to show, how to read it from a summary, how to write it, and what it should be.
+ROWS: tuple[tuple[str, Callable[[Summary], float], str, str], ...] = (
+    ("gold score, SFT", lambda s: s["gold_score"]["sft"], "{:.3f}", ""),
+    ("gold score, PPO", lambda s: s["gold_score"]["ppo"], "{:.3f}", ""),
+    ("gain", lambda s: s["gold_score"]["ppo"] - s["gold_score"]["sft"], "{:+.3f}", "at least 0.20"),
+    ("win rate, ties half", lambda s: s["win_rate"], "{:.1%}", "at least 65 %"),
+    ("  its 95 % interval, low", lambda s: s["win_rate_ci"][0], "{:.1%}", ""),
+    ("  its 95 % interval, high", lambda s: s["win_rate_ci"][1], "{:.1%}", ""),
+    ("KL to SFT, nats", lambda s: s["kl"], "{:.2f}", "at most 12"),
+    ("perplexity of held-out text, SFT", lambda s: s["perplexity"]["sft"], "{:.2f}", ""),
+    ("perplexity of held-out text, PPO", lambda s: s["perplexity"]["ppo"], "{:.2f}", ""),
+    (
+        "  change",
+        lambda s: s["perplexity"]["ppo"] / s["perplexity"]["sft"] - 1,
+        "{:+.1%}",
+        "at most +10 %",
+    ),
+    ("reward model, clear held-out pairs", lambda s: s["rm_pair_accuracy"], "{:.1%}", ">= 70 %"),
+    ("response length, SFT, tokens", lambda s: s["response_length"]["sft"], "{:.1f}", ""),
+    ("response length, PPO, tokens", lambda s: s["response_length"]["ppo"], "{:.1f}", ""),
+    ("minutes", lambda s: s["seconds"]["total"] / 60, "{:.1f}", "at most 15"),
+    ("peak resident memory, GiB", lambda s: s["peak_rss_mib"] / 1024, "{:.2f}", "at most 4"),
+)
+
+
+def table(summaries: list[Summary]) -> str:
+    """A markdown table with a column per run, and mean and standard deviation over the runs."""
+    seeds = [f"seed {s['seed']}" for s in summaries]
+    lines = ["| | " + " | ".join([*seeds, "mean ± sd", "wanted"]) + " |"]
+    lines.append("|---" * (len(seeds) + 3) + "|")
+    for name, read, form, wanted in ROWS:
+        values = [read(summary) for summary in summaries]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        mean = f"{form.format(statistics.mean(values))} ± {form.format(spread).lstrip('+')}"
+        cells = [form.format(value) for value in values]
+        lines.append("| " + " | ".join([name.strip(), *cells, mean, wanted]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table([json.loads((Path(p) / "summary.json").read_text()) for p in sys.argv[1:]]))
