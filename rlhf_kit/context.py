@@ -14,8 +14,8 @@ from rlhf_kit.interfaces import DataSource, Memory, ModelSource, Stage, Tokenize
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, plain
 from rlhf_kit.recipe import Stage as StageBlock
-from rlhf_kit.recipe.walk import parts_of
-from rlhf_kit.stage_record import StageRecord
+from rlhf_kit.recipe.walk import parts_of, stage_refs
+from rlhf_kit.stage_record import RECORD, StageRecord
 
 
 class RunContext:
@@ -48,10 +48,13 @@ class RunContext:
     def records(self, loaded: LoadedPlugins) -> dict[str, StageRecord]:
         """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
         versions = {p.package: p.version for p in loaded.plugins}
+        single_files = [p.file for p in loaded.plugins if p.file is not None]
         shared = {
             "seed": self.recipe.seed,
             "model": plain(self.recipe.model) | {"weights": self.source.fingerprint()},
             "memory": plain(self.recipe.memory),
+            "files": _hashes([*_files(self.recipe.model), *_files(self.recipe.memory)]),
+            "plugin_files": _hashes(single_files),
         }
         records: dict[str, StageRecord] = {}
         for id, stage in self.recipe.stages.items():
@@ -62,6 +65,10 @@ class RunContext:
                 "data": [self._data[p.key].fingerprint() for p in parts if p.key in self._data],
                 "plugins": sorted({f"{p.package} {versions.get(p.package)}" for p in parts}),
                 "needs": [records[need].fingerprint for need in stage.needs],
+                "files": _hashes([file for part in parts for file in _files(part)]),
+                "folders": _hashes(
+                    [ref.folder / RECORD for ref in stage_refs(stage.part) if ref.folder]
+                ),
                 **shared,
             }
             # Relative to the recipe, so that moving the project does not invalidate a run.
@@ -71,6 +78,16 @@ class RunContext:
             produces = stage.part.component.produces
             records[id] = StageRecord.read(id, self.stage_folder(id), produces, fingerprint)
         return records
+
+
+def _files(part: Part) -> list[Path]:
+    """The files that a part's options name, such as a Python reward or a chat template."""
+    values = (getattr(part.options, name) for name in type(part.options).model_fields)
+    return [value for value in values if isinstance(value, Path) and value.is_file()]
+
+
+def _hashes(files: list[Path]) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
 
 
 class StageContext:
@@ -102,7 +119,7 @@ def construct(part: Part, context: StageContext | None, **extra: Any) -> Any:
     """Call a component's target with its options, and with the context if it asks for it.
 
     Raises:
-        PluginError: the target cannot be imported or called; RlhfKitErrors pass through.
+        PluginError: the target cannot be imported or built; RlhfKitErrors pass through.
     """
     target = part.component.load()
     wants = inspect.signature(target).parameters
@@ -112,7 +129,9 @@ def construct(part: Part, context: StageContext | None, **extra: Any) -> Any:
         return target(part.options, **extra)
     except RlhfKitError:
         raise
-    except TypeError as error:
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0]
         raise PluginError(
-            f"{part.where}: {part.key}: {part.component.target} could not be built: {error}"
+            f"{part.where}: {part.key}: {part.component.target} could not be built: "
+            f"{type(error).__name__}: {cause}"
         ) from error

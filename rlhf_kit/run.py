@@ -16,7 +16,7 @@ from rlhf_kit.engine.checkpoint import write_atomically, write_json
 from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.stage_run import StageExecution
-from rlhf_kit.errors import DataError, RlhfKitError
+from rlhf_kit.errors import DataError, Interrupted, RlhfKitError
 from rlhf_kit.interfaces import Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
@@ -54,7 +54,7 @@ def run_recipe(
     todo = _plan(records, console)
     write_atomically(folder / "recipe.yaml", lambda f: f.write(dump_yaml(recipe).encode()))
     write_json(folder / "manifest.json", manifest.describe(recipe, loaded, records))
-    spent_before = sum(r.seconds for r in records.values() if r.finished)
+    spent_before = sum(record.seconds for record in records.values())
     with _announced(loaded, folder, recipe):
         for id in todo:
             _run_stage(id, stages.pop(id), records[id], recipe, loaded, folder, console)
@@ -134,6 +134,8 @@ def _run_stage(
     execution.finish()
     loaded.hook.rlhf_stage_ended(stage=id, folder=record.folder, summary=summary)
     console.line(f"[{id}] done in {record.seconds:.0f} s")
+    if execution.interrupted:
+        raise Interrupted(f"stopped after stage {id!r}; the same command goes on from here")
 
 
 def _located(error: RlhfKitError, id: str) -> str:

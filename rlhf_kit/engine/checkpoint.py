@@ -77,7 +77,7 @@ def load_checkpoint(path: Path, state: Mapping[str, Stateful]) -> int:
     Raises:
         DataError: the checkpoint holds other parts than the stage has now.
     """
-    content = torch.load(path, weights_only=True)
+    content = torch.load(path, weights_only=True, map_location="cpu")
     saved = content["state"]
     if saved.keys() != state.keys():
         raise DataError(

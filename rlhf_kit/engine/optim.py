@@ -128,7 +128,8 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
         self._adam.load_state_dict(state["adam"])
-        for master, saved in zip(self._masters, state["masters"], strict=True):
-            if saved is not None:
-                master.copy_(saved)
+        pairs = zip(self._model, self._masters, state["masters"], strict=True)
+        for model, master, saved in pairs:
+            # Without a saved master the weight itself, restored before this, is the full precision.
+            master.copy_(model if saved is None else saved)
         self._copy_back()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.errors import NumericsError
+from rlhf_kit.errors import NumericsError, PluginError, RlhfKitError
 from rlhf_kit.interfaces import CompositeReward, Labeler, Memory, RewardFn
 from rlhf_kit.types import Prompts, Samples
 from rlhf_kit.types.samples import Row
@@ -33,7 +33,7 @@ def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
             f"{name}: score {scores[bad[0]].item()} for response {bad[0]} of {len(samples)} "
             f"({samples.responses[bad[0]][:60]!r}); scores must be finite"
         )
-    return scores.float()
+    return scores.float().to(samples.response_tokens.device)
 
 
 @torch.no_grad()
@@ -45,13 +45,18 @@ def score(
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
     """
-    if not isinstance(reward, CompositeReward):
-        return _checked(reward(samples), samples, name), {}
-    components = {
-        key: _checked(value, samples, f"{name}.{key}")
-        for key, value in reward.components(samples).items()
-    }
-    return _checked(reward.combine(components), samples, name), components
+    try:
+        if not isinstance(reward, CompositeReward):
+            return _checked(reward(samples), samples, name), {}
+        components = {
+            key: _checked(value, samples, f"{name}.{key}")
+            for key, value in reward.components(samples).items()
+        }
+        return _checked(reward.combine(components), samples, name), components
+    except RlhfKitError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def needs_models(part: Any) -> bool:
@@ -73,6 +78,8 @@ def probe(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
     """
+    for key, part in getattr(reward, "parts", {}).items():
+        probe(part, rows, f"{name}.{key}")
     if needs_models(reward):
         return
     score(reward, _made_up(rows), name)
@@ -88,7 +95,7 @@ def _made_up(rows: Sequence[Row]) -> Samples:
     rows = [*rows[:2], *rows[: max(0, 2 - len(rows))]]
     ones = torch.ones((len(rows), 1), dtype=torch.long)
     return Samples(
-        Prompts(ones, ones.bool(), rows, torch.arange(len(rows))),
+        Prompts(ones, ones.bool(), rows, torch.zeros(len(rows), dtype=torch.long)),
         ones,
         ones.bool(),
         finished=torch.ones(len(rows), dtype=torch.bool),

@@ -47,16 +47,18 @@ class StageExecution:
         self._metrics, self._console, self._observers = metrics, console, observers
         self._checkpoint = folder / "checkpoints" / "last.pt"
         self._checkpoint_seconds = checkpoint_seconds
+        self.interrupted = False  # Ctrl-C came during the last step
+        self._silenced: set[str] = set()
 
     def say(self, text: str) -> None:
         self._console.line(f"[{self.id}] {text}")
 
     def rollout_collected(self, step: int, rollout: Rollout) -> None:
-        self._observers.rlhf_rollout_collected(stage=self.id, step=step, rollout=rollout)
+        self._notify("rlhf_rollout_collected", step=step, rollout=rollout)
 
     def end_step(self, step: int, metrics: Mapping[str, float], line: str | None = None) -> None:
         self._metrics.write(self.id, step, metrics)
-        self._observers.rlhf_step_ended(stage=self.id, step=step, metrics=dict(metrics))
+        self._notify("rlhf_step_ended", step=step, metrics=dict(metrics))
         if line:
             self.say(line)
 
@@ -78,14 +80,23 @@ class StageExecution:
                 if (due or interrupted.is_set()) and done < total:
                     save_checkpoint(self._checkpoint, done, state)
                     saved_at = time.monotonic()
-                    self._observers.rlhf_checkpoint_saved(
-                        stage=self.id, step=step, path=self._checkpoint
-                    )
+                    self._notify("rlhf_checkpoint_saved", step=step, path=self._checkpoint)
                 if interrupted.is_set() and done < total:
                     raise Interrupted(
                         f"stopped after {unit} {done} of {total} of stage {self.id!r}, saved; "
                         "the same command goes on from here"
                     )
+
+            self.interrupted = interrupted.is_set()
+
+    def _notify(self, hook: str, **arguments: Any) -> None:
+        """Call observers; one that fails is reported once and cannot stop the training."""
+        try:
+            getattr(self._observers, hook)(stage=self.id, **arguments)
+        except Exception as error:
+            if hook not in self._silenced:
+                self._silenced.add(hook)
+                self.say(f"warning: an observer of {hook} failed: {type(error).__name__}: {error}")
 
     def finish(self) -> None:
         """The artifact is complete: the checkpoint has served."""

@@ -19,7 +19,11 @@ class RewardFn(Protocol):
 
 @runtime_checkable
 class CompositeReward(Protocol):
-    """A reward made of several: each component is logged under its name."""
+    """A reward made of several: each component is logged under its name.
+
+    It may have ``parts``, a mapping of name to RewardFn; those that need no models are then
+    tried before any model is loaded.
+    """
 
     def components(self, samples: Samples) -> Mapping[str, Tensor]:
         """name -> [B]"""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -46,10 +47,16 @@ def selected_logprobs(
         [B, R] float32, zero where ``mask`` is False.
     """
     rows, wanted = states[mask], tokens[mask]  # [N, H], [N]
-    parts = [
-        token_logprobs(head(h), t, temperature)
-        for h, t in zip(rows.split(chunk), wanted.split(chunk), strict=True)
-    ]
+    chunks = list(zip(rows.split(chunk), wanted.split(chunk), strict=True))
+
+    def score(h: Tensor, t: Tensor) -> Tensor:
+        return token_logprobs(head(h), t, temperature)
+
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        # Recomputed in the backward pass, or autograd would keep the logits of every chunk.
+        parts = [checkpoint(score, h, t, use_reentrant=False) for h, t in chunks]
+    else:
+        parts = [score(h, t) for h, t in chunks]
     values = torch.cat(parts)
     out = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
     return out.masked_scatter(mask, values)

@@ -30,7 +30,7 @@ class ComparisonBatch:
 
     def grouped(self, scores: Tensor) -> Tensor:
         """[N] scores of the texts as [G, K]; places without a completion hold zero."""
-        return torch.where(self.mask, scores[self.index], 0.0)
+        return torch.where(self.mask, scores.to(self.index.device)[self.index], 0.0)
 
     def select(self, prompts: Tensor) -> ComparisonBatch:
         """Prompts ``prompts`` with only their own texts."""

@@ -132,3 +132,27 @@ def test_head_at_the_start(context_of: Callable[..., Any]) -> None:
     assert weights.std().item() == pytest.approx(1 / math.sqrt(33), rel=0.1)
     zero = memory.reward_model(None, init_std=0.0)
     assert (zero.score(texts(context.tokenizer, *ANSWERS)) == 0).all()
+
+
+@pytest.mark.parametrize("memory", ["full", "lora", "hydra"])
+def test_two_reward_models_side_by_side(
+    context_of: Callable[..., Any], tmp_path: Path, memory: str
+) -> None:
+    """As in a weighted sum: the second one must not take the place of the first."""
+    context = context_of(memory)
+    batch = texts(context.tokenizer, *ANSWERS)
+    expected = []
+    for name in ("first", "second"):
+        model = context.memory().reward_model(None)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            expected.append(model.score(batch))
+        model.save(tmp_path / name)
+    shared = context.memory()
+    models = [shared.reward_model(tmp_path / n, trainable=False) for n in ("first", "second")]
+    with torch.no_grad():
+        found = [model.score(batch) for model in models]
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-5)
+    assert not torch.allclose(expected[0], expected[1], atol=1e-2)

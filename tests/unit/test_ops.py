@@ -136,3 +136,20 @@ def test_the_score_lands_on_the_last_valid_token() -> None:
     assert found.tolist() == [[0.0, 0.0, 1.0], [2.0, 0.0, 0.0]]
     with pytest.raises(ValueError, match="scores"):
         kl_penalised_rewards(torch.zeros(3), zeros, zeros, mask, 0.1)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_chunks_change_neither_value_nor_gradient(chunk: int) -> None:
+    """Several chunks are recomputed in the backward pass; one is not."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(5, (2, 4), generator=generator)
+    mask = torch.tensor([[True, True, True, False], [False, True, True, True]])
+    states = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    found = selected_logprobs(lambda h: h @ head.T, states, tokens, mask, 0.7, chunk)
+    (gradient,) = torch.autograd.grad(found.square().sum(), states)
+    expected = torch.log_softmax(states @ head.T / 0.7, -1).gather(-1, tokens[..., None])[..., 0]
+    expected = torch.where(mask, expected, 0.0)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), states)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert torch.allclose(gradient, wanted, atol=1e-12)

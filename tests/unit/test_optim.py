@@ -161,3 +161,17 @@ def test_state_continues_bit_identically(dtype: torch.dtype) -> None:
     optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
     take(optimizer, second, range(5, 12))
     assert torch.equal(straight, second)
+
+
+def test_a_float32_checkpoint_goes_on_in_bfloat16() -> None:
+    """A checkpoint without masters (trained in float32) must not bring the old weights back."""
+    trained = Parameter(torch.tensor([1.0, 2.0]))
+    first = Optimizer([ParameterGroup([trained], 0.5)])
+    trained.grad = torch.ones(2)
+    first.step()
+    resumed = Parameter(torch.zeros(2).bfloat16())
+    second = Optimizer([ParameterGroup([resumed], 0.5)])
+    with torch.no_grad():
+        resumed.copy_(trained)  # the policy is restored before the optimizer
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(resumed.float(), trained.detach().bfloat16().float())

@@ -91,6 +91,47 @@ def test_finished_stages_are_not_run_again(
     assert metrics(copied) == numbers
 
 
+def test_new_comparisons_are_the_ones_learned_from(project: Path, copied: Path) -> None:
+    """A changed `collect` replaces its file after the later stages have been built."""
+    before = (copied / "stages/reward_model/reward_head.safetensors").read_bytes()
+    run(project, copied, "collect.sampling.temperature=0.5")
+    fresh = copied.with_name("fresh")
+    run(project, fresh, "collect.sampling.temperature=0.5")
+    again = (copied / "stages/reward_model/reward_head.safetensors").read_bytes()
+    assert again == (fresh / "stages/reward_model/reward_head.safetensors").read_bytes()
+    assert again != before
+
+
+def test_an_edited_reward_file_counts_as_a_change(
+    toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_toy_recipe(tmp_path / "project", toy_model, "hydra")
+    run(recipe, tmp_path / "run")
+    reward = recipe.parent / "reward.py"
+    reward.write_text(reward.read_text().replace("aeiou", "xyz"))
+    capsys.readouterr()
+    run(recipe, tmp_path / "run")
+    shown = capsys.readouterr().err
+    assert "[sft] finished already" in shown
+    for stage in ("collect", "reward_model", "ppo", "evaluate"):
+        assert f"[{stage}] the recipe has changed" in shown
+
+
+def test_an_observer_that_fails_does_not_stop_the_run(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watcher = tmp_path / "watcher.py"
+    watcher.write_text(
+        "import rlhf_kit\n\n@rlhf_kit.hookimpl\n"
+        "def rlhf_step_ended(stage, step, metrics):\n    raise OSError('no route to host')\n"
+    )
+    resolved, loaded, _ = open_recipe(project, (), [watcher])
+    run_recipe(resolved, loaded, out=tmp_path / "run", plain=True)
+    shown = capsys.readouterr().err
+    line = "warning: an observer of rlhf_step_ended failed: OSError: no route to host"
+    assert shown.count(f"[ppo] {line}") == 1
+
+
 def test_a_changed_recipe_sets_aside_only_what_depends_on_it(
     project: Path, finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

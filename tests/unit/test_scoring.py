@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.scoring import load_models, probe, probe_labeler, score
-from rlhf_kit.errors import NumericsError
+from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.testing import made_up_samples
 from rlhf_kit.types import Samples
 
@@ -119,3 +119,25 @@ def test_a_reward_that_needs_models_is_left_for_later() -> None:
     load_models(later, "memory")  # type: ignore[arg-type]
     assert later.loaded == "memory"
     load_models(lambda samples: None, "memory")  # type: ignore[arg-type]
+
+
+def test_a_probe_tries_the_parts_that_need_no_models() -> None:
+    class Learned:
+        needs_models = True
+
+    class Sum:
+        needs_models = True  # since one part does
+
+        def __init__(self) -> None:
+            self.parts = {"learned": Learned(), "plain": lambda samples: [0.0]}
+
+    with pytest.raises(NumericsError, match=r"reward\.plain"):
+        probe(Sum(), [{"prompt": "a"}])  # type: ignore[arg-type]
+
+
+def test_a_reward_that_raises_is_named() -> None:
+    def broken(samples: Samples) -> Tensor:
+        raise KeyError("answer")
+
+    with pytest.raises(PluginError, match="gold: KeyError: 'answer'"):
+        score(broken, SAMPLES, "gold")

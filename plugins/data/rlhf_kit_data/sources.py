@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import datasets
+import pyarrow
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Context
@@ -35,7 +36,13 @@ class Jsonl:
         self._path = options.path
         rows = list(read_rows(self._path, self.kind))
         names = [row.pop("split", None) or split_of(_prompt_key(row)) for row in rows]
-        self._table = datasets.Dataset.from_list(rows)
+        try:
+            self._table = datasets.Dataset.from_list(rows)
+        except pyarrow.ArrowException as error:
+            cause = str(error).splitlines()[0]
+            raise DataError(
+                f"{self._path}: a key holds values of different types ({cause}); use one type"
+            ) from error
         self._places = {s: [i for i, n in enumerate(names) if n == s] for s in SPLITS}
 
     def split(self, name: str) -> Sequence[Row]:
@@ -73,17 +80,15 @@ class Collected:
         folder = context.artifact(options.start)
         assert folder is not None
         self._path: Path = folder / "comparisons.jsonl"
-
-    @property
-    def ready(self) -> bool:
-        return self._path.is_file()
+        # What an earlier run of the same stage has left there may be about to be replaced.
+        self.ready = options.start.stage is None
 
     def split(self, name: str) -> Sequence[Row]:
         return Comparisons(JsonlOptions(path=self._path)).split(name)
 
     def fingerprint(self) -> str:
-        # The stage that wrote it is part of the fingerprint of the one that reads it.
-        return "collected"
+        # A stage of this recipe is part of the fingerprint of the one that reads it.
+        return hashlib.sha256(self._path.read_bytes()).hexdigest() if self.ready else "collected"
 
 
 class RunningText:

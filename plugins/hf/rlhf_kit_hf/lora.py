@@ -122,6 +122,9 @@ class LoraMemory(Strategy):
             target_modules=self._options.target_modules,
             task_type="CAUSAL_LM",
         )
+        taken = [] if self._peft is None else list(self._peft.peft_config)
+        if name in taken:  # a second reward model, say
+            name = f"{name}_{len(taken)}"
         # autocast_adapter_dtype=False: adapters keep the backbone's precision, since the optimizer
         # holds float32 masters; float32 adapters cost 38 % more activations.
         if self._peft is None:

@@ -19,6 +19,14 @@ class TextOptions(Options):
     chat_template: RecipePath | None = Field(
         None, description="Jinja file that replaces the tokenizer's chat template"
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_file(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"no such file: {path}")
+        return path
+
     max_length: int | None = Field(
         None, ge=8, description="context in tokens; null: what the model was made for"
     )
@@ -68,7 +76,11 @@ class MemoryOptions(Options):
         description="precision of the weights; auto: bfloat16 where the hardware is fast at it. "
         "Trained weights keep a float32 master copy either way",
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1; auto: cuda if there is one")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda, cuda:1; auto: cuda if there is one",
+    )
 
 
 class FullOptions(MemoryOptions):

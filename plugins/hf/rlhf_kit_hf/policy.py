@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,27 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.ops.logprobs import selected_logprobs
 from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
 from rlhf_kit_hf.decode import decode
 from rlhf_kit_hf.role import Role
-from rlhf_kit_hf.tokenizer import ChatTokenizer
 
 
 class TransformersPolicy:
     """Implements rlhf_kit.interfaces.Policy over any memory strategy."""
 
     def __init__(
-        self, role: Role, reference: Role | None, tokenizer: ChatTokenizer, device: torch.device
+        self,
+        role: Role,
+        reference: Callable[[], Role],
+        tokenizer: Tokenizer,
+        device: torch.device,
     ) -> None:
-        self._trained, self._reference, self._active = role, reference, role
+        self._trained, self._active = role, role
+        # Built when first asked for: supervised stages never do.
+        self._build_reference = reference
+        self._reference: Role | None = None
         self._tokenizer, self._device = tokenizer, device
         self.hidden_size = role.hidden_size
 
@@ -68,7 +75,7 @@ class TransformersPolicy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         if self._reference is None:
-            raise RuntimeError("this policy was built without a reference")
+            self._reference = self._build_reference()
         previous, self._active = self._active, self._reference
         try:
             yield

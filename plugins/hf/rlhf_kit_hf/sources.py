@@ -40,7 +40,7 @@ class PretrainedSource:
         try:
             return loader.from_pretrained(self._options.name, **self._common, **kwargs)
         except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+            first = str(error).strip().partition("\n")[0]
             raise RecipeError(
                 f"model.name: cannot load {self._options.name!r}: {first}; "
                 "give a hub id, or a folder with config.json, a tokenizer and safetensors"
@@ -54,8 +54,9 @@ class PretrainedSource:
         folder = Path(self._options.name)
         if not folder.is_dir():
             return {"name": self._options.name, "revision": self._options.revision}
-        weights = sorted(folder.glob("*.safetensors"))
-        return {"weights": {p.name: _hash(p) for p in weights}}
+        kinds = ("*.safetensors", "*.json", "*.jinja", "*.model")
+        files = sorted(path for kind in kinds for path in folder.glob(kind))
+        return {"files": {path.name: _hash(path) for path in files}}
 
     def load(self, dtype: torch.dtype) -> Any:
         return self._call(AutoModelForCausalLM, dtype=dtype, use_safetensors=True).eval()

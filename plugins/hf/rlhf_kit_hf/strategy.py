@@ -15,7 +15,6 @@ from rlhf_kit_hf.options import MemoryOptions
 from rlhf_kit_hf.policy import TransformersPolicy
 from rlhf_kit_hf.reward_model import HEAD, TransformersRewardModel
 from rlhf_kit_hf.role import Role
-from rlhf_kit_hf.tokenizer import ChatTokenizer
 
 
 class RoleFactory(Protocol):
@@ -33,13 +32,13 @@ class Strategy:
         device = options.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise RecipeError(f"memory.device: {device}, but torch sees no GPU; use cpu or auto")
         self.device = torch.device(device)
         self.dtype = resolve_dtype(options.dtype)
         self.model = source.load(self.dtype).to(self.device)
         self.model.requires_grad_(False)
-        tokenizer = context.tokenizer
-        assert isinstance(tokenizer, ChatTokenizer)
-        self.tokenizer = tokenizer
+        self.tokenizer = context.tokenizer
         _check_head(self.model)
 
     def shape(self) -> dict[str, Any]:
@@ -59,7 +58,7 @@ class Strategy:
     ) -> TransformersPolicy:
         return TransformersPolicy(
             self._role("policy", start, trainable=trainable),
-            self._role("reference", reference, trainable=False),
+            lambda: self._role("reference", reference, trainable=False),
             self.tokenizer,
             self.device,
         )

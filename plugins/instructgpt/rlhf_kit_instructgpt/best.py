@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import Trainable
 
 
@@ -18,6 +19,8 @@ class Best:
         self.first = self.value = math.inf
 
     def offer(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NumericsError(f"the validation loss is {loss}")
         if math.isinf(self.first):
             self.first = loss
         if loss < self.value:

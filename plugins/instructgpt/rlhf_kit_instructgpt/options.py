@@ -150,6 +150,7 @@ class PPOPtxOptions(Options):
         8.0, gt=0, description="pretraining texts per episode; 8 in the paper (app. C.4)"
     )
     ptx_length: int = Field(256, ge=2, description="tokens of a pretraining text")
+    ptx_micro_batch: int = Field(4, ge=1, description="pretraining texts per forward pass")
     missing_eos: Literal["keep", "replace", "subtract"] = Field(
         "keep",
         description="score of a response without an end: keep it, replace it "
@@ -159,8 +160,9 @@ class PPOPtxOptions(Options):
     whiten_rewards: bool = Field(False, description="scale per-token rewards to unit variance")
     sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
     optimizer: OptimizerOptions = Field(
-        OptimizerOptions(learning_rate=9.65e-6, warmup_steps=10),
-        description="constant with a warm-up from a tenth (app. C.4)",
+        OptimizerOptions(learning_rate=9.65e-6, warmup_steps=80),
+        description="constant after a warm-up from a tenth over 10 rollouts (app. C.4): 80 "
+        "optimizer steps at 512 / 64",
     )
     value_learning_rate: float = Field(9e-6, gt=0, description="of the critic; 9e-6 in the paper")
 
@@ -217,7 +219,7 @@ class AdaptiveKLOptions(Options):
     """Proportional control towards a target (arXiv:1909.08593, section 2.2)."""
 
     target: float = Field(6.0, gt=0, description="KL per response to hold, in nats")
-    horizon: float = Field(10_000.0, gt=0, description="episodes over which beta may change e-fold")
+    horizon: float = Field(10_000.0, gt=0, description="episodes over which beta changes by 20 %")
 
 
 class ScriptedOptions(Options):

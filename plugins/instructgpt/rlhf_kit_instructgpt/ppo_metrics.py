@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.ops.masking import masked_mean, masked_var
@@ -13,12 +15,15 @@ def step_metrics(
     targets: Advantages,
     stats: list[dict[str, float]],
     coefficient: float,
+    scores: Tensor,
     clock: Clock,
 ) -> dict[str, float]:
     """Rollout figures, the mean over optimizer steps of the losses' statistics, and phase times.
 
-    ``kl`` is the mean over responses of the summed log-ratio to the reference, in nats;
-    ``entropy`` the mean of minus the log-probability of the sampled tokens, in nats per token.
+    ``score`` is what the reward says; ``objective`` is what is maximised: ``scores`` [B], in which
+    a missing end has been dealt with, less the KL penalty. ``kl`` is the mean over responses of
+    the summed log-ratio to the reference, in nats; ``entropy`` the mean of minus the
+    log-probability of the sampled tokens, in nats per token.
     """
     mask, samples = rollout.mask, rollout.samples
     kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, mask)  # [B]
@@ -27,7 +32,7 @@ def step_metrics(
         "score_std": rollout.scores.std(unbiased=False).item(),
         "kl": kl.mean().item(),
         "kl_coef": coefficient,
-        "objective": (rollout.scores - coefficient * kl).mean().item(),
+        "objective": (scores - coefficient * kl).mean().item(),
         "entropy": -masked_mean(rollout.logprobs, mask).item(),
         "response_length": mask.sum(1).float().mean().item(),
         "finished": samples.finished.float().mean().item(),
@@ -48,9 +53,10 @@ def step_line(step: int, total: int, metrics: dict[str, float]) -> str:
     seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
     line = (
         f"step {step + 1}/{total}  score {metrics['score']:+.3f}  kl {metrics['kl']:.2f}  "
-        f"length {metrics['response_length']:.1f}  entropy {metrics['entropy']:.2f}  "
-        f"clipped {metrics['policy/clip_fraction']:.1%}"
+        f"length {metrics['response_length']:.1f}  entropy {metrics['entropy']:.2f}"
     )
+    if "policy/clip_fraction" in metrics:
+        line += f"  clipped {metrics['policy/clip_fraction']:.1%}"
     if "ptx/loss" in metrics:
         line += f"  ptx {metrics['ptx/loss']:.3f}"
     return f"{line}  {seconds:.1f} s"

@@ -86,7 +86,10 @@ class PPOPtx:
             order = minibatches(len(whole.samples), o.minibatch, o.inner_epochs, run.generator)
             with clock.phase("update"):
                 stats = [self.update(whole.select(rows)) for rows in order]
-            metrics = step_metrics(rollout, targets, stats, self.parts.kl.coefficient, clock)
+            scores = with_missing_eos(rollout, o)
+            metrics = step_metrics(
+                rollout, targets, stats, self.parts.kl.coefficient, scores, clock
+            )
             run.end_step(step, metrics, step_line(step, o.steps, metrics))
             self.parts.kl.update(metrics["kl"], len(rollout.samples))
 
@@ -106,7 +109,7 @@ class PPOPtx:
 
     def credit(self, rollout: Rollout) -> Advantages:
         """Per-token rewards [B, R], then advantages and returns [B, R]."""
-        scores = with_missing_eos(rollout.scores, rollout.samples.finished, self.options)
+        scores = with_missing_eos(rollout, self.options)
         logprobs, reference = rollout.logprobs, rollout.reference_logprobs
         beta, mask = self.parts.kl.coefficient, rollout.mask
         rewards = kl_penalised_rewards(scores, logprobs, reference, mask, beta)
@@ -134,12 +137,13 @@ class PPOPtx:
         return inputs
 
     def language_model(self, texts: TextBatch) -> dict[str, NllInputs]:
-        return {"ptx": NllInputs(self.parts.policy.next_token_logprobs(texts), texts.predicted)}
+        logprobs = self.parts.policy.next_token_logprobs(texts)
+        return {"ptx": NllInputs(logprobs, texts.predicted.to(logprobs.device))}
 
 
-def with_missing_eos(scores: Tensor, finished: Tensor, options: PPOPtxOptions) -> Tensor:
+def with_missing_eos(rollout: Rollout, options: PPOPtxOptions) -> Tensor:
     """Scores [B] in which a response that never ended is treated as the recipe says."""
-    value = options.missing_eos_value
+    scores, finished, value = rollout.scores, rollout.samples.finished, options.missing_eos_value
     if options.missing_eos == "replace":
         return torch.where(finished, scores, -value)
     if options.missing_eos == "subtract":

@@ -47,8 +47,7 @@ class PPOPtxStage:
         steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
         generator, pretraining = run.generator, None
         if self._blocks is not None:
-            micro = max(1, o.micro_batch // 4)
-            pretraining = TextStream(self._blocks, o.ptx_per_episode, micro, generator)
+            pretraining = TextStream(self._blocks, o.ptx_per_episode, o.ptx_micro_batch, generator)
         parts = PPOParts(
             policy=policy,
             reward=self._reward,

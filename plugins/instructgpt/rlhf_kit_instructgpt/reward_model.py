@@ -43,7 +43,7 @@ class RewardModelStage:
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options
-        if not self._batches:
+        if not self._source.ready:
             self._read()
         model: RewardModel = self._context.memory().reward_model(
             self._context.artifact(o.start), pooling=o.pooling, init_std=o.head_init_std

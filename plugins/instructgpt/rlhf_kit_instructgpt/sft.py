@@ -61,7 +61,8 @@ class SFT:
 
     @staticmethod
     def _inputs(policy: Policy, texts: TextBatch) -> NllInputs:
-        return NllInputs(policy.next_token_logprobs(texts), texts.predicted)
+        logprobs = policy.next_token_logprobs(texts)
+        return NllInputs(logprobs, texts.predicted.to(logprobs.device))
 
     @torch.no_grad()
     def validation_loss(self, policy: Policy) -> float:

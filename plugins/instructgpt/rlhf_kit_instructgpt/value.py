@@ -24,14 +24,14 @@ class LinearValue:
 
     def attach(self, policy: Policy) -> None:
         """Take the width of the policy's states."""
-        self._head = nn.Linear(policy.hidden_size, 1)
+        device = next((p.device for p in policy.parameters()), None)
+        self._head = nn.Linear(policy.hidden_size, 1, device=device)
         nn.init.zeros_(self._head.weight)
         nn.init.zeros_(self._head.bias)
 
     def __call__(self, states: Tensor, samples: Samples) -> Tensor:
         if self._detach:
             states = states.detach()
-        self._head.to(states.device)
         return self._head(states.float()).squeeze(-1)  # [B, R]
 
     def parameters(self) -> Iterable[Parameter]:

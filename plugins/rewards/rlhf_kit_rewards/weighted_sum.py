@@ -17,18 +17,18 @@ class WeightedSum:
     """Implements rlhf_kit.interfaces.CompositeReward."""
 
     def __init__(self, options: WeightedSumOptions, context: Context) -> None:
-        self._rewards: dict[str, RewardFn] = {
+        self.parts: dict[str, RewardFn] = {
             name: context.build(part) for name, part in options.rewards.items()
         }
-        self.needs_models = any(map(needs_models, self._rewards.values()))
-        self._weights = {name: options.weights.get(name, 1.0) for name in self._rewards}
+        self.needs_models = any(map(needs_models, self.parts.values()))
+        self._weights = {name: options.weights.get(name, 1.0) for name in self.parts}
 
     def load(self, memory: Memory) -> None:
-        for reward in self._rewards.values():
+        for reward in self.parts.values():
             load_models(reward, memory)
 
     def components(self, samples: Samples) -> dict[str, Tensor]:
-        return {name: reward(samples).float() for name, reward in self._rewards.items()}
+        return {name: reward(samples).float() for name, reward in self.parts.items()}
 
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
         weighted = [self._weights[name] * value.cpu() for name, value in components.items()]
