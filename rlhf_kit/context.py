@@ -48,13 +48,12 @@ class RunContext:
     def records(self, loaded: LoadedPlugins) -> dict[str, StageRecord]:
         """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
         versions = {p.package: p.version for p in loaded.plugins}
-        single_files = [p.file for p in loaded.plugins if p.file is not None]
+        single_files = {p.package: p.file for p in loaded.plugins if p.file is not None}
         shared = {
             "seed": self.recipe.seed,
             "model": plain(self.recipe.model) | {"weights": self.source.fingerprint()},
             "memory": plain(self.recipe.memory),
-            "files": _hashes([*_files(self.recipe.model), *_files(self.recipe.memory)]),
-            "plugin_files": _hashes(single_files),
+            "backbone_files": _hashes([*_files(self.recipe.model), *_files(self.recipe.memory)]),
         }
         records: dict[str, StageRecord] = {}
         for id, stage in self.recipe.stages.items():
@@ -66,6 +65,9 @@ class RunContext:
                 "plugins": sorted({f"{p.package} {versions.get(p.package)}" for p in parts}),
                 "needs": [records[need].fingerprint for need in stage.needs],
                 "files": _hashes([file for part in parts for file in _files(part)]),
+                "plugin_files": _hashes(
+                    [single_files[p.package] for p in parts if p.package in single_files]
+                ),
                 "folders": _hashes(
                     [ref.folder / RECORD for ref in stage_refs(stage.part) if ref.folder]
                 ),
