@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,12 +15,6 @@ from rlhf_kit_hf.options import MemoryOptions
 from rlhf_kit_hf.policy import TransformersPolicy
 from rlhf_kit_hf.reward_model import HEAD, TransformersRewardModel
 from rlhf_kit_hf.role import Role
-
-
-class RoleFactory(Protocol):
-    """The part that differs between strategies."""
-
-    def role(self, name: str, start: Path | None, *, trainable: bool) -> Role: ...
 
 
 class Strategy:
@@ -46,6 +40,7 @@ class Strategy:
         return {}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
+        """The one part that differs between strategies."""
         raise NotImplementedError
 
     def _role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
