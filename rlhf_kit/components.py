@@ -6,6 +6,7 @@ Nothing here imports torch, so that a recipe can be checked in a fraction of a s
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,15 @@ class Options(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    def idle(self) -> Mapping[str, str]:
+        """The options that another option makes idle: key -> why nothing reads it.
+
+        A recipe that writes one of them is refused with ``why``. What would make it read may
+        follow after a semicolon: ``{"probe_l2": 'head_init is "normal"; set head_init: probe'}``.
+        Keys are spelled as in a recipe.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from rlhf_kit.components import Part, StageRef
 from rlhf_kit.errors import PluginError, RlhfKitError
@@ -18,20 +21,50 @@ from rlhf_kit.recipe.walk import parts_of, stage_refs
 from rlhf_kit.stage_record import RECORD, StageRecord
 
 
+@dataclass
+class Backbone:
+    """A model source, and the block of the memory strategy over it."""
+
+    model: Part
+    memory: Part
+    source: ModelSource
+
+    @property
+    def key(self) -> str:
+        """The same for blocks that mean the same."""
+        return _meaning(self.model) + _meaning(self.memory)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self.source.tokenizer()
+
+    def describe(self) -> dict[str, Any]:
+        """What the result of a stage depends on, for its fingerprint."""
+        return {
+            "model": plain(self.model) | {"weights": self.source.fingerprint()},
+            "memory": plain(self.memory),
+            "backbone_files": _hashes([*_files(self.model), *_files(self.memory)]),
+        }
+
+
 class RunContext:
     """What all stages of a run share."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
         self._data: dict[str, DataSource] = {}
-        self.source: ModelSource = construct(recipe.model, None)
-        self._tokenizer: Tokenizer | None = None
+        self._sources: dict[str, ModelSource] = {}
+        self._backbones: dict[str, Backbone] = {}
+        self.backbone(None)
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = self.source.tokenizer()
-        return self._tokenizer
+    def backbone(self, stage: str | None) -> Backbone:
+        """Of a stage, or of the recipe. The same blocks give the same object."""
+        model, memory = self.recipe.backbone(stage)
+        key = _meaning(model)
+        if key not in self._sources:
+            self._sources[key] = construct(model, None)
+        found = Backbone(model, memory, self._sources[key])
+        return self._backbones.setdefault(found.key, found)
 
     def stage_folder(self, id: str) -> Path:
         return self.folder / "stages" / id
@@ -49,17 +82,12 @@ class RunContext:
         """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
         versions = {p.package: p.version for p in loaded.plugins}
         single_files = {p.package: p.file for p in loaded.plugins if p.file is not None}
-        shared = {
-            "seed": self.recipe.seed,
-            "model": plain(self.recipe.model) | {"weights": self.source.fingerprint()},
-            "memory": plain(self.recipe.memory),
-            "backbone_files": _hashes([*_files(self.recipe.model), *_files(self.recipe.memory)]),
-        }
         records: dict[str, StageRecord] = {}
         for id, stage in self.recipe.stages.items():
             parts = list(parts_of(stage.part))
             content = {
                 "stage": id,
+                "seed": self.recipe.seed,
                 "options": plain(stage.part),
                 "data": [self._data[p.key].fingerprint() for p in parts if p.key in self._data],
                 "plugins": sorted({f"{p.package} {versions.get(p.package)}" for p in parts}),
@@ -71,7 +99,7 @@ class RunContext:
                 "folders": _hashes(
                     [ref.folder / RECORD for ref in stage_refs(stage.part) if ref.folder]
                 ),
-                **shared,
+                **self.backbone(id).describe(),
             }
             # Relative to the recipe, so that moving the project does not invalidate a run.
             text = json.dumps(content, sort_keys=True, default=str)
@@ -80,6 +108,10 @@ class RunContext:
             produces = stage.part.component.produces
             records[id] = StageRecord.read(id, self.stage_folder(id), produces, fingerprint)
         return records
+
+
+def _meaning(part: Part) -> str:
+    return json.dumps(plain(part), sort_keys=True, default=str)
 
 
 def _files(part: Part) -> list[Path]:
@@ -95,12 +127,21 @@ def _hashes(files: list[Path]) -> dict[str, str]:
 class StageContext:
     """Implements rlhf_kit.interfaces.Context for one stage."""
 
-    def __init__(self, run: RunContext, stage: str) -> None:
+    def __init__(self, run: RunContext, stage: str, backbone: Backbone | None = None) -> None:
         self._run, self.stage, self.seed = run, stage, run.recipe.seed
+        self._backbone = run.backbone(stage) if backbone is None else backbone
+        # Weak, so that weights go when the stage that loaded them is done.
+        self._memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._run.tokenizer
+        return self._backbone.tokenizer
+
+    def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
+        return self._of(of).tokenizer
+
+    def _of(self, ref: StageRef | None) -> Backbone:
+        return self._backbone if ref is None else self._run.backbone(ref.stage)
 
     def build(self, part: Part) -> Any:
         if part.component.seam == "data":
@@ -112,9 +153,14 @@ class StageContext:
             return None
         return self._run.stage_folder(ref.stage) if ref.stage is not None else ref.folder
 
-    def memory(self) -> Memory:
-        part = self._run.recipe.memory
-        return construct(part, self, source=self._run.source)
+    def memory(self, of: StageRef | None = None) -> Memory:
+        backbone = self._of(of)
+        found = None if of is None else self._memories.get(backbone.key)
+        if found is None:
+            context = StageContext(self._run, self.stage, backbone)
+            found = construct(backbone.memory, context, source=backbone.source)
+            self._memories[backbone.key] = found
+        return found
 
 
 def construct(part: Part, context: StageContext | None, **extra: Any) -> Any:

@@ -40,6 +40,8 @@ def _rows(key: str, value: Any) -> dict[str, str]:
         for inner, content in value.items():
             rows |= _rows(f"{key}.{inner}", content)
         return rows
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return {}  # a table of its own, for a report
     if isinstance(value, list):
         return {key: " to ".join(_shown(v) for v in value)}
     return {key: _shown(value)}

@@ -17,6 +17,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
@@ -74,6 +75,18 @@ def _config(kind: str) -> Any:
         case "gpt2":  # learned positions
             return GPT2Config(
                 **common, n_embd=32, n_layer=4, n_head=2, n_positions=CONTEXT, bos_token_id=None
+            )
+        case "opt":  # learned positions with an offset, ReLU, norms before
+            return OPTConfig(
+                vocab_size=VOCABULARY,
+                init_std=0.2,
+                eos_token_id=VOCABULARY - 1,
+                hidden_size=32,
+                word_embed_proj_dim=32,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                ffn_dim=64,
+                max_position_embeddings=CONTEXT,
             )
     raise ValueError(kind)
 

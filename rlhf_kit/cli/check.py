@@ -11,7 +11,6 @@ import click
 from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
 from rlhf_kit.recipe import Recipe, dump_yaml, filled, open_recipe, stage_refs
 from rlhf_kit.recipe.document import shown
-from rlhf_kit.recipe.walk import parts_of
 
 
 @click.command(
@@ -60,13 +59,7 @@ def _account(recipe: Recipe) -> dict[str, Any]:
             }
             for stage in recipe.stages.values()
         ],
-        "unused_data": _unused_data(recipe),
     }
-
-
-def _unused_data(recipe: Recipe) -> list[str]:
-    used = {part.key for stage in recipe.stages.values() for part in parts_of(stage.part)}
-    return [name for name in recipe.data if f"data.{name}" not in used]
 
 
 def _lines(recipe: Recipe) -> list[str]:
@@ -83,5 +76,4 @@ def _lines(recipe: Recipe) -> list[str]:
         sources = [*stage["needs"], *(shown(Path(folder)) for folder in stage["folders"])]
         origin = f"from {', '.join(sources)}" if sources else "from the model"
         lines.append(f"  {number:>3} {stage['id']:<{ids}}  {stage['use']:<{uses}}  {origin}")
-    lines += [f"  note: data.{name} is used by no stage" for name in account["unused_data"]]
     return [*lines, "ok"]

@@ -35,6 +35,7 @@ EXTRAS = {
     "quickstart": ("gguf", "vaderSentiment"),
     "qlora": ("bitsandbytes",),
     "deepspeed": ("deepspeed",),
+    "plots": ("matplotlib",),
 }
 MISSING = "not installed"
 _GIB = 2**30

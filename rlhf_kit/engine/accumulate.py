@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from rlhf_kit.engine.optim import Optimizer
 from rlhf_kit.errors import NumericsError
@@ -21,12 +22,17 @@ from rlhf_kit.interfaces import Loss
 Micro = TypeVar("Micro")
 
 
+def _itself(micro: Any) -> Any:
+    return micro
+
+
 @dataclass(frozen=True)
 class Term:
-    """One loss of the objective and its weight."""
+    """One loss of the objective and its weight; ``counted`` is what of a micro-batch it counts."""
 
     loss: Loss
     weight: float = 1.0
+    counted: Callable[[Any], Any] = _itself
 
 
 @dataclass
@@ -34,26 +40,27 @@ class Step:
     """One optimizer step under construction."""
 
     stats: dict[str, float] = field(default_factory=dict)
+    watched: Sequence[Parameter] = ()  # whose gradient norm is reported for each labelled `add`
 
     def add(
         self,
         terms: Mapping[str, Term],
         forward: Callable[[Micro], Mapping[str, Any]],
         micro_batches: Sequence[Micro],
+        label: str | None = None,
     ) -> None:
         """Accumulate the gradients of ``terms`` over ``micro_batches``.
 
         ``forward`` maps a micro-batch to the inputs of each term; terms that share a forward pass
-        travel in one call. Statistics become ``name/statistic`` means over the step.
+        travel in one call. Statistics become ``name/statistic`` means over the step, and
+        ``gradient_norm/label`` is the norm of what this call has added to the watched gradients.
 
         Raises:
             NumericsError: a loss is not finite. Nothing has been updated then.
         """
-        counts = {
-            name: sum((term.loss.count(m) for m in micro_batches), torch.zeros(())).clamp(min=1)
-            for name, term in terms.items()
-        }
+        counts = {name: _count(term, micro_batches) for name, term in terms.items()}
         sums: dict[str, Tensor] = {}
+        before = self._gradients() if label is not None else []
         for micro in micro_batches:
             inputs = forward(micro)
             total = torch.zeros(())
@@ -69,12 +76,31 @@ class Step:
                     sums[key] = sums.get(key, torch.zeros(())) + value.detach() / counts[name]
             total.backward()
         self.stats.update({key: value.item() for key, value in sums.items()})
+        if label is not None and self.watched:
+            self.stats[f"gradient_norm/{label}"] = self._added(before)
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [None if p.grad is None else p.grad.detach().clone() for p in self.watched]
+
+    def _added(self, before: Sequence[Tensor | None]) -> float:
+        """The norm of the watched gradients less what they were."""
+        total = 0.0
+        for parameter, old in zip(self.watched, before, strict=True):
+            if parameter.grad is not None:
+                new = parameter.grad.float()
+                total += (new if old is None else new - old).square().sum().item()
+        return total**0.5
+
+
+def _count(term: Term, micro_batches: Sequence[Any]) -> Tensor:
+    counts = (term.loss.count(term.counted(micro)) for micro in micro_batches)
+    return sum(counts, torch.zeros(())).clamp(min=1)
 
 
 @contextmanager
-def accumulating(optimizer: Optimizer) -> Iterator[Step]:
+def accumulating(optimizer: Optimizer, watch: Sequence[Parameter] = ()) -> Iterator[Step]:
     """Clear the gradients, let the body add terms, then take one optimizer step."""
     optimizer.zero_grad()
-    step = Step()
+    step = Step(watched=watch)
     yield step
     step.stats["gradient_norm"] = optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -32,12 +33,18 @@ class MetricsFile:
         """Append one row."""
         row: dict[str, Any] = {"stage": stage, "step": step, "time": round(time.time(), 3)}
         row |= finite(dict(metrics))
-        with self._path.open("a+b") as file:
-            # A kill or a full disk may have cut the last row short: it must not swallow this one.
+        # Unbuffered, so that a full disk is noticed here and a row cut short can be taken back.
+        with self._path.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
-            if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
-                file.write(b"\n")
-            file.write(json.dumps(row).encode() + b"\n")
+            # A kill may have cut the last row short: it must not swallow this one.
+            cut = end and (file.seek(end - 1), file.read(1))[1] != b"\n"
+            data = (b"\n" if cut else b"") + json.dumps(row).encode() + b"\n"
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                file.truncate(end)
+                raise
 
 
 def peak_rss_mib() -> float:

@@ -15,17 +15,27 @@ def minibatches(rows: int, size: int, epochs: int, generator: torch.Generator) -
 
 
 class Cycle:
-    """Endless batches of indices, reshuffled on each pass; its place survives a resume."""
+    """Endless batches of indices, reshuffled on each pass; its place survives a resume.
 
-    def __init__(self, rows: int, size: int, generator: torch.Generator) -> None:
+    Args:
+        rows: how many there are.
+        size: of a batch.
+        span_passes: fill the last batch of a pass from the next pass. Without it that batch is
+            short, so that every row is seen exactly once in each pass: what "one epoch" means.
+    """
+
+    def __init__(
+        self, rows: int, size: int, generator: torch.Generator, *, span_passes: bool = True
+    ) -> None:
         if rows < 1:
             raise ValueError("Cycle: there are no rows to draw from")
         self._rows, self._size, self._generator = rows, size, generator
+        self._least = size if span_passes else 1
         self._order = torch.zeros(0, dtype=torch.long)
 
     def next(self) -> Tensor:
-        """[size] row indices; a batch may span two passes."""
-        while len(self._order) < self._size:
+        """At most ``size`` row indices; exactly so many when batches span passes."""
+        while len(self._order) < self._least:
             fresh = torch.randperm(self._rows, generator=self._generator)
             self._order = torch.cat([self._order, fresh])
         batch, self._order = self._order[: self._size], self._order[self._size :]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from rlhf_kit.errors import NumericsError
@@ -112,6 +113,11 @@ class Optimizer:
         for model, master in zip(self._model, self._masters, strict=True):
             if master is not model:
                 model.copy_(master)
+
+    def precise(self, parameters: Sequence[Parameter]) -> list[Tensor]:
+        """The weights of ``parameters`` at full precision: the masters where there are any."""
+        masters = {id(p): m for p, m in zip(self._model, self._masters, strict=True)}
+        return [masters[id(p)].detach() for p in parameters]
 
     @property
     def learning_rates(self) -> list[float]:

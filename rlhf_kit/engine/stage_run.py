@@ -50,6 +50,10 @@ class StageExecution:
         self.interrupted = False  # Ctrl-C came during the last step
         self._silenced: set[str] = set()
 
+    @property
+    def resumed(self) -> bool:
+        return self._checkpoint.exists()
+
     def say(self, text: str) -> None:
         self._console.line(f"[{self.id}] {text}")
 
@@ -73,7 +77,11 @@ class StageExecution:
         with _deferred_interrupt() as interrupted, self._console.bar(self.id, total, unit) as bar:
             bar.advance(first)
             for step in range(first, total):
-                yield step
+                try:
+                    yield step
+                except GeneratorExit:  # the stage ends early, of its own
+                    self.interrupted = interrupted.is_set()
+                    raise
                 bar.advance(1)
                 done = step + 1
                 due = time.monotonic() - saved_at > self._checkpoint_seconds

@@ -2,11 +2,12 @@
 
 from rlhf_kit.interfaces.advantage import AdvantageEstimator
 from rlhf_kit.interfaces.context import Context
-from rlhf_kit.interfaces.control import KLController
+from rlhf_kit.interfaces.control import KLController, PtxController
 from rlhf_kit.interfaces.data import DataSource
 from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import Loss
 from rlhf_kit.interfaces.memory import Memory, ModelSource
+from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
 from rlhf_kit.interfaces.policy import Policy
 from rlhf_kit.interfaces.reward import CompositeReward, NeedsModels, RewardFn, RewardModel
 from rlhf_kit.interfaces.stage import Stage, StageRun
@@ -19,13 +20,16 @@ __all__ = [
     "CompositeReward",
     "Context",
     "DataSource",
+    "InvertibleNormalizer",
     "KLController",
     "Labeler",
     "Loss",
     "Memory",
     "ModelSource",
     "NeedsModels",
+    "Normalizer",
     "Policy",
+    "PtxController",
     "RewardFn",
     "RewardModel",
     "Stage",

@@ -17,7 +17,11 @@ class Context(Protocol):
     seed: int
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Of the model of the stage being built."""
+
+    def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
+        """Of the model of another stage; see ``memory``."""
 
     def build(self, part: Part) -> Any:
         """The object a nested part describes; a data entry shared by stages is built once."""
@@ -25,5 +29,15 @@ class Context(Protocol):
     def artifact(self, ref: StageRef | None) -> Path | None:
         """The folder that a reference names; it holds an artifact once that stage has run."""
 
-    def memory(self) -> Memory:
-        """A fresh memory strategy over the recipe's model. Loads weights: only while running."""
+    def memory(self, of: StageRef | None = None) -> Memory:
+        """A memory strategy over a model. Loads weights: only while running.
+
+        A stage whose options have a slot ``model`` or ``memory`` uses its own there; what it does
+        not have, and what a folder of another run was made with, is the recipe's.
+
+        Args:
+            of: None: a fresh one for this stage. Else one in which the artifact of that stage can
+                be loaded: the very object that this stage's own ``memory()`` gave last, where both
+                have the same blocks; otherwise one that is shared by everyone in this stage who
+                asks for those blocks, as long as somebody holds it.
+        """

@@ -26,11 +26,17 @@ class Memory(Protocol):
     """A memory strategy: builds the roles over one backbone, or over several.
 
     ``start`` and ``reference`` are stage folders, or None for the pretrained model. A policy that
-    is ``trainable`` starts as a copy of ``start``; its reference is frozen.
+    is ``trainable`` starts as a copy of ``start``; its reference is frozen. ``residual_dropout``
+    acts on its forward passes with gradients only.
     """
 
     def policy(
-        self, start: Path | None, *, reference: Path | None = None, trainable: bool = True
+        self,
+        start: Path | None,
+        *,
+        reference: Path | None = None,
+        trainable: bool = True,
+        residual_dropout: float = 0.0,
     ) -> Policy: ...
 
     def reward_model(self, start: Path | None, *, trainable: bool = True, **head: Any) -> Any:

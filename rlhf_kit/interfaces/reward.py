@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rlhf_kit.interfaces.memory import Memory
 from rlhf_kit.interfaces.state import Trainable
-from rlhf_kit.types import Samples, TextBatch
+from rlhf_kit.types import PackedTexts, Samples, TextBatch
 
 
 class RewardFn(Protocol):
@@ -44,18 +45,28 @@ class NeedsModels(Protocol):
 class RewardModel(Trainable, Protocol):
     """A trained (or to be trained) scalar scorer of whole texts; also a RewardFn."""
 
-    bias: float  # added to every score, so that demonstrations average 0
-
-    def encode(self, texts: TextBatch) -> TextBatch:
+    def encode(self, texts: PackedTexts) -> PackedTexts:
         """The same texts, with the activations of a frozen trunk where the strategy has one."""
 
-    def features(self, texts: TextBatch) -> Tensor:
-        """[B, H] float32: the states that the scalar head reads."""
+    def features(self, texts: PackedTexts) -> Tensor:
+        """[G, K, H] float32: the states that the scalar head reads; zero without a completion."""
+
+    def compare(self, texts: PackedTexts) -> Tensor:
+        """[G, K] float32, with gradients: what ``score`` says of each completion behind its prompt.
+
+        Zero where there is no completion.
+        """
+
+    def score(self, texts: TextBatch) -> Tensor:
+        """[B] float32, with gradients; independent of padding and of the other rows."""
 
     def set_head(self, weight: Tensor, bias: float) -> None:
         """Set the scalar head to ``weight . features + bias``; ``weight`` is [H]."""
 
-    def score(self, texts: TextBatch) -> Tensor:
-        """[B] float32, with gradients; independent of padding and of the other rows."""
+    def shift(self, delta: float) -> None:
+        """Add ``delta`` to every score from now on; no comparison can tell."""
+
+    def save(self, folder: Path, proof: TextBatch | None = None) -> None:
+        """As Trainable; the scores of the texts ``proof`` go along, to be checked on loading."""
 
     def __call__(self, samples: Samples) -> Tensor: ...

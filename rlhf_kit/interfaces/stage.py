@@ -19,6 +19,10 @@ class StageRun(Protocol):
     folder: Path
     generator: torch.Generator  # the stage's own randomness, part of every checkpoint
 
+    @property
+    def resumed(self) -> bool:
+        """Whether ``steps`` will go on from a checkpoint rather than from the start."""
+
     def steps(self, total: int, state: Mapping[str, Stateful], unit: str = "step") -> Iterable[int]:
         """Count from 0, or from where the last checkpoint stands, to ``total - 1``.
 

@@ -20,22 +20,29 @@ def sequence_kl(logprobs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_penalised_rewards(
-    scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, coefficient: float
+    scores: Tensor,
+    logprobs: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    coefficient: float,
+    score_index: Tensor | None = None,
 ) -> Tensor:
-    """Per-token rewards ``-coefficient * k1``, plus the score on the last valid token.
+    """Per-token rewards ``-coefficient * k1``, plus the score at one place of the row.
 
     arXiv:2203.02155, equation 2, with the KL term spread over the tokens that cause it, as in
     openai/lm-human-preferences. The sampled k1 is the estimator whose policy gradient is exact.
 
     Args:
         scores: [B]. logprobs, reference, mask: [B, R].
+        score_index: [B] int64, the column that receives the score; None: the last valid one.
 
     Returns:
-        [B, R] float32, zero where ``mask`` is False.
+        [B, R] float32, zero where ``mask`` is False and no score stands.
     """
     sizes = check_shape(mask, "B R", "mask")
     check_shape(scores, "B", "scores", B=sizes["B"])
     rewards = torch.where(mask, -coefficient * k1(logprobs, reference), 0.0)
     rows = mask.any(1).nonzero().squeeze(1)
-    rewards[rows, last_index(mask)[rows]] += scores[rows].to(rewards.dtype)
+    columns = last_index(mask) if score_index is None else score_index
+    rewards[rows, columns[rows]] += scores[rows].to(rewards.dtype)
     return rewards

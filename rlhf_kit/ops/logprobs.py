@@ -64,16 +64,20 @@ def selected_logprobs(
 
 def sample_tokens(
     logits: Tensor, temperature: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw one token per row by inverting the cumulative distribution; [N, V] -> [N].
+) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution.
+
+    Returns the tokens [N] and their log-probabilities [N] float32, for logits [N, V].
 
     Exact for softmax(logits / temperature) up to float32 rounding, and several times faster than
     multinomial on CPU with a large vocabulary.
     """
-    cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
+    probabilities = torch.softmax(logits.float() / temperature, -1)
+    cdf = probabilities.cumsum(-1)
     # The uniform draw is scaled by the total, since the float32 sum is not exactly 1.
     # Drawn where the generator lives, so that a seed means the same on every device.
     device = generator.device if generator is not None else cdf.device
     draw = torch.rand((len(cdf), 1), generator=generator, device=device).to(cdf.device)
     draw = draw * cdf[:, -1:]
-    return torch.searchsorted(cdf, draw, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    tokens = torch.searchsorted(cdf, draw, right=True).clamp(max=logits.shape[-1] - 1)  # [N, 1]
+    return tokens.squeeze(-1), probabilities.gather(-1, tokens).squeeze(-1).log()

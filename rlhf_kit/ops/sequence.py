@@ -23,10 +23,25 @@ def response_mask(tokens: Tensor, stop: int) -> Tensor:
     return (stops.cumsum(1) - stops.long()) == 0
 
 
+def with_place_after_end(mask: Tensor) -> Tensor:
+    """[B, R] bool -> the same, plus the place after the last valid one where the row has room."""
+    after = torch.zeros_like(mask)
+    after[:, 1:] = mask[:, :-1]
+    return mask | after
+
+
 def last_index(mask: Tensor) -> Tensor:
     """[B, T] bool -> [B] int64: the column of the last valid token; 0 for an empty row."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask, columns, 0).amax(1)
+
+
+def by_length(mask: Tensor, size: int) -> Sequence[Tensor]:
+    """The rows of ``mask`` [B, T] in chunks of at most ``size``, neighbours in length together.
+
+    A chunk is as wide as its longest row, so sorted rows carry the least padding.
+    """
+    return mask.sum(1).argsort(stable=True).split(size)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:

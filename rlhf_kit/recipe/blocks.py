@@ -102,7 +102,10 @@ class Blocks:
         for name, field in model.model_fields.items():
             self._fill(values, key_of(name, field), field, place)
         try:
-            return model.model_validate(values, context={"base": self.document.base})
+            options = model.model_validate(values, context={"base": self.document.base})
+            if len(self.problems) == before:  # else what decides may be a stand-in
+                self._refuse_idle(options, block, place)
+            return options
         except ValidationError as error:
             self.problems.add_invalid(error, model, values, place)
         except RlhfKitError as error:
@@ -118,6 +121,18 @@ class Blocks:
                     place,
                 )
         return None
+
+    def _refuse_idle(self, options: Options, block: dict[str, Any], place: Place) -> None:
+        """Refuse what ``block`` writes and, as it is set up, nothing reads."""
+        for key, why in options.idle().items():
+            if key in block:
+                cause, _, remedy = why.partition("; ")
+                ways = f"remove it, or {remedy}" if remedy else "remove it"
+                self.problems.add((*place, key), f"nothing reads it: {cause}; {ways}")
+        for name, field in type(options).model_fields.items():
+            inner, key = getattr(options, name), key_of(name, field)
+            if isinstance(inner, Options) and isinstance(block.get(key), dict):
+                self._refuse_idle(inner, block[key], (*place, key))
 
     def _fill(self, values: dict[str, Any], key: str, field: FieldInfo, place: Place) -> None:
         """Replace the value of a slot by Parts, and of a stage reference by a StageRef."""

@@ -9,13 +9,16 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from rlhf_kit.components import Part, StageRef
+from rlhf_kit.components import Options, Part, StageRef
 from rlhf_kit.recipe.problems import key_of
 from rlhf_kit.recipe.schema import Recipe
 
 
 def filled(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values that load as the same recipe: defaults filled, paths absolute."""
+    """The recipe as plain values that load as the same recipe: defaults filled, paths absolute.
+
+    What nothing reads is left out, since a recipe may not write it.
+    """
 
     def name(part: Part) -> str:
         component = part.component
@@ -60,7 +63,12 @@ def _options(part: Part, slot: Any) -> dict[str, Any]:
 
 def _model(options: BaseModel, slot: Any) -> dict[str, Any]:
     fields = type(options).model_fields
-    values = {key_of(name, f): _value(getattr(options, name), slot) for name, f in fields.items()}
+    idle = options.idle() if isinstance(options, Options) else {}
+    values = {
+        key_of(name, field): _value(getattr(options, name), slot)
+        for name, field in fields.items()
+        if key_of(name, field) not in idle
+    }
     return values | {k: _value(v, slot) for k, v in (options.model_extra or {}).items()}
 
 

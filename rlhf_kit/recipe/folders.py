@@ -11,6 +11,9 @@ from rlhf_kit.errors import RecipeError
 def stage_folder(folder: Path, produces: str) -> Path:
     """The stage folder that ``folder`` is, or the last one in it, of an artifact ``produces``.
 
+    A folder inside a finished stage's is taken for another artifact of the same kind, such as the
+    weights before averaging in ``ppo/last``.
+
     Raises:
         RecipeError: no such folder, or nothing finished of that kind in it.
     """
@@ -23,6 +26,11 @@ def stage_folder(folder: Path, produces: str) -> Path:
             record = json.loads(path.read_text())
             if record.get("produces") == produces and record.get("finished"):
                 finished.append(path)
+    inside = folder.parent / "stage.json"
+    if not finished and inside.is_file() and next(folder.glob("*.safetensors"), None):
+        record = json.loads(inside.read_text())
+        if record.get("produces") == produces and record.get("finished"):
+            return folder
     if not finished:
         raise RecipeError(f"{folder}: holds no finished {produces}")
     return max(finished, key=lambda path: path.stat().st_mtime).parent

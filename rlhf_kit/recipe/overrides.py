@@ -50,6 +50,8 @@ def _place(document: Document, key: str) -> Place:
 def _assign(document: Document, place: Place, value: Any) -> None:
     block = document.values
     for depth, segment in enumerate(place[:-1], start=1):
+        if block.get(segment) is None:  # the override makes the block that it goes into
+            document.move_to_command_line(place[:depth])
         block[segment] = _block(block.get(segment), place, depth)
         block = block[segment]
     if place[-1] == "use" and block.get("use") != value:

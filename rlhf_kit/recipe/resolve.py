@@ -15,7 +15,7 @@ from rlhf_kit.recipe.blocks import Blocks, Scope
 from rlhf_kit.recipe.document import Document, Place, shown
 from rlhf_kit.recipe.problems import Problems
 from rlhf_kit.recipe.schema import Recipe, RecipeFile, Stage
-from rlhf_kit.recipe.walk import stage_refs
+from rlhf_kit.recipe.walk import parts_of, stage_refs
 from rlhf_kit.registry import Registry
 
 
@@ -34,6 +34,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
     model = _top(blocks, "model")
     memory = _top(blocks, "memory")
     stages = _stages(blocks)
+    _refuse_unused(blocks, data, stages)
     problems.raise_if_any()
     assert model is not None and memory is not None
 
@@ -106,6 +107,18 @@ def _check_data_order(blocks: Blocks, named: set[str], place: Place) -> None:
         blocks.problems.add(
             place, f"uses data that comes from stage {other!r}; {other!r} must run earlier"
         )
+
+
+def _refuse_unused(blocks: Blocks, data: dict[str, Part | None], stages: dict[str, Stage]) -> None:
+    """Named data must be in some stage's slot, or below a block that is."""
+    if blocks.problems:
+        return  # a block that is wrong may be the one that uses it
+    used = {part.key for stage in stages.values() for part in parts_of(stage.part)}
+    for name in data:
+        if f"data.{name}" not in used:
+            blocks.problems.add(
+                ("data", name), "no stage uses it; remove it, or name it in a data slot of a stage"
+            )
 
 
 def _ask_plugins(recipe: Recipe, document: Document, registry: Registry) -> None:

@@ -84,3 +84,17 @@ class Recipe:
     data: dict[str, Part]
     stages: dict[str, Stage]
     ambiguous: frozenset[tuple[str, str]] = frozenset()  # (seam, name) that need `package/name`
+
+    def backbone(self, stage: str | None) -> tuple[Part, Part]:
+        """The model and memory blocks of a stage: its own where it has them, else the recipe's.
+
+        A stage has its own where its options have a slot ``model`` or ``memory`` of that seam.
+        """
+        options = None if stage is None else self.stages[stage].part.options
+
+        def own(seam: str) -> Part | None:
+            block = getattr(options, seam, None)
+            fits = isinstance(block, Part) and block.component.seam == seam
+            return block if fits else None
+
+        return own("model") or self.model, own("memory") or self.memory

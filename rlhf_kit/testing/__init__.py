@@ -21,9 +21,11 @@ _PUBLIC = {
     "check_labeler": "conformance",
     "check_loss": "losses",
     "check_nll_loss": "losses",
+    "check_normalizer": "conformance",
     "check_plugin": "components",
     "check_policy_loss": "losses",
     "check_preference_loss": "losses",
+    "check_ptx_controller": "conformance",
     "check_reward": "conformance",
     "check_value_loss": "losses",
     "TabularPolicy": "toy",
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from rlhf_kit.testing.conformance import check_advantage as check_advantage
     from rlhf_kit.testing.conformance import check_kl_controller as check_kl_controller
     from rlhf_kit.testing.conformance import check_labeler as check_labeler
+    from rlhf_kit.testing.conformance import check_normalizer as check_normalizer
+    from rlhf_kit.testing.conformance import check_ptx_controller as check_ptx_controller
     from rlhf_kit.testing.conformance import check_reward as check_reward
     from rlhf_kit.testing.losses import check_loss as check_loss
     from rlhf_kit.testing.losses import check_nll_loss as check_nll_loss

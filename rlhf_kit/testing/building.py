@@ -36,6 +36,9 @@ class ToyContext:
             raise AssertionError("this ToyContext has no tokenizer; pass one to its constructor")
         return self._tokenizer
 
+    def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
+        return self.tokenizer
+
     def build(self, part: Part) -> Any:
         return _construct(part, self)
 
@@ -44,7 +47,7 @@ class ToyContext:
             return None
         return self._folder / ref.stage if ref.stage is not None else ref.folder
 
-    def memory(self) -> Memory:
+    def memory(self, of: StageRef | None = None) -> Memory:
         raise AssertionError("a ToyContext has no model, and so no memory strategy")
 
 

@@ -1,4 +1,4 @@
-"""Conformance of rewards, advantage estimators, labelers and KL controllers.
+"""Conformance of rewards, advantage estimators, normalisers, labelers and controllers.
 
 Every function raises AssertionError with a sentence for the author: what broke, and what would be
 right. The checks of losses are in ``losses``, those of declarations in ``components``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,13 @@ from torch import Tensor
 from rlhf_kit.interfaces import (
     AdvantageEstimator,
     CompositeReward,
+    InvertibleNormalizer,
     KLController,
     Labeler,
+    Normalizer,
+    PtxController,
     RewardFn,
+    Stateful,
 )
 from rlhf_kit.testing.compare import (
     GARBAGE,
@@ -197,6 +201,119 @@ def check_advantage(estimator: AdvantageEstimator, *, seed: int = 0) -> None:
     agree(run(rewards, values, mask, 100 - 7 * group, what), what)
 
 
+def check_normalizer(normalizer: Normalizer, *, seed: int = 0) -> None:
+    """Check a normaliser: float32 of the same shape [B] or [B, R], finite, zero outside the mask.
+
+    What stands outside the mask and how much of it there is change nothing, nor does the order of
+    the rows; neither values that are all equal, nor a mask without a place, give NaN. One that
+    keeps statistics is Stateful and goes on exactly after ``load_state_dict(state_dict())``; one
+    that keeps none gives the same twice. For an invertible one, the kind that values need,
+    ``denormalize`` undoes ``normalize``, and ``normalize`` is the identity before the first
+    ``update``.
+
+    Args:
+        normalizer: the implementation, as it is built; copies of it are used.
+        seed: of the inputs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mask = clean_masks(7, 5, generator)
+    first, second = 3.0 + 2.0 * torch.randn((2, 7, 5), generator=generator)
+    name = named(normalizer)
+
+    def make() -> Normalizer:
+        return copy.deepcopy(normalizer)
+
+    def after_one() -> Normalizer:
+        """One that has seen a rollout before."""
+        used = make()
+        _normalised(used, second, mask, "ordinary inputs")
+        return used
+
+    whole = _normalised(after_one(), first, mask, "ordinary inputs")
+    for x in (first[:, 0], second[0]):
+        _normalised(make(), x, torch.ones_like(x, dtype=torch.bool), "scores [B]")
+    for garbage in GARBAGE:
+        what = f"{garbage} outside the mask"
+        found = _normalised(after_one(), dirtied(first, mask, garbage), mask, what)
+        same(found, whole, f"{name}: {what} changed the result (apply the mask before a sum)")
+    what = "three more columns of padding"
+    found = _normalised(after_one(), widened(first, 3), widened(mask, 3), what)
+    same(found[:, :5], whole, f"{name}: {what} changed the result")
+    found = _normalised(after_one(), first.flip(0), mask.flip(0), "another order of the rows")
+    same(found.flip(0), whole, f"{name}: another order of the rows changed the result")
+    _normalised(make(), torch.full_like(first, 3.0), mask, "values that are all equal")
+    used = make()
+    _normalised(used, first, torch.zeros_like(mask), "a mask without a place")
+    _normalised(used, first, mask, "ordinary inputs after a mask without a place")
+    _memory_of_normalizer(after_one, first, mask)
+    if isinstance(normalizer, InvertibleNormalizer):
+        _inverse(make, first, second, mask)
+
+
+def _normalised(normalizer: Normalizer, x: Tensor, mask: Tensor, what: str) -> Tensor:
+    name, given = named(normalizer), (x.clone(), mask.clone())
+    try:
+        found = normalizer(*given)
+    except Exception as error:
+        raise AssertionError(f"{name} raised {type(error).__name__}: {error} ({what})") from error
+    unwritten = torch.equal(given[0].nan_to_num(), x.nan_to_num()) and torch.equal(given[1], mask)
+    require(unwritten, f"{name} wrote into its inputs; make a copy instead")
+    float32(found, list(x.shape), f"{name}: the result")
+    finite(found, f"{name}: the result is not finite ({what})")
+    require(
+        bool((found[~mask] == 0).all()), f"{name}: the result should be 0 outside the mask ({what})"
+    )
+    return found
+
+
+def _memory_of_normalizer(after_one: Callable[[], Normalizer], x: Tensor, mask: Tensor) -> None:
+    """A second call may differ from the first only through state that a checkpoint holds."""
+    straight, resumed = after_one(), after_one()
+    name = named(straight)
+    once = straight(x, mask)
+    if not isinstance(straight, Stateful):
+        same(
+            straight(x, mask),
+            once,
+            f"{name}: a second call with the same inputs gave another result; what remembers "
+            "should have state_dict and load_state_dict, or it forgets on resume",
+        )
+        return
+    assert isinstance(resumed, Stateful)
+    resumed(x, mask)
+    state = copy.deepcopy(resumed.state_dict())
+    for _ in range(3):  # what happens after the checkpoint must be undone
+        resumed(100.0 - x, mask)
+    resumed.load_state_dict(state)
+    require(
+        torch.equal(resumed(x, mask), straight(x, mask)),
+        f"{name}: after load_state_dict the result is another; put all state into state_dict",
+    )
+
+
+def _inverse(make: Callable[[], Normalizer], first: Tensor, second: Tensor, mask: Tensor) -> None:
+    normalizer: Any = make()
+    name = named(normalizer)
+    for when, x in (("before the first update", None), ("", first), ("", second)):
+        if x is not None:
+            normalizer.update(x, mask)
+        there = normalizer.normalize(first)
+        float32(there, list(first.shape), f"{name}.normalize: the result")
+        back = normalizer.denormalize(there)
+        float32(back, list(first.shape), f"{name}.denormalize: the result")
+        same(back, first, f"{name}: denormalize(normalize(x)) should be x {when}".rstrip())
+        if x is None:
+            same(there, first, f"{name}: normalize should change nothing {when}")
+    dirty: Any = make()
+    for x in (first, second):
+        dirty.update(dirtied(x, mask, math.nan), mask)
+    same(
+        dirty.normalize(first),
+        normalizer.normalize(first),
+        f"{name}: NaN outside the mask reached the statistics of update",
+    )
+
+
 def check_labeler(labeler: Labeler, samples: Samples | None = None) -> None:
     """Check a labeler: one rank per response, 0 the best of its group, better scores not behind.
 
@@ -286,3 +403,57 @@ def _same_number(found: Any, wanted: float, name: str) -> None:
         f"{name}: after load_state_dict the coefficient is {found}, without a resume {wanted}; "
         "put all state into state_dict",
     )
+
+
+def check_ptx_controller(controller: PtxController) -> None:
+    """Check a controller of gamma: a finite coefficient that stays >= 0, and state that survives.
+
+    ``coefficient`` can be set, as the stage does; ``every`` says how often to measure, 0 for
+    never; a perplexity that has risen since the first measurement never gives a smaller
+    coefficient than one that has fallen; ``load_state_dict(state_dict())`` continues exactly.
+    """
+    name = named(controller)
+    every = controller.every
+    require(
+        type(every) is int and every >= 0,
+        f"{name}.every should be an int, 0 for never measuring, got {every!r}",
+    )
+    other = copy.deepcopy(controller)
+    controller.coefficient = 0.5
+    start = copy.deepcopy(controller.state_dict())
+
+    def after(*perplexities: float) -> float:
+        controller.load_state_dict(copy.deepcopy(start))
+        for perplexity in perplexities:
+            controller.update(perplexity)
+            value = controller.coefficient
+            require(
+                isinstance(value, float) and math.isfinite(value) and value >= 0,
+                f"{name}: after updates with perplexity {perplexity} the coefficient is {value!r}; "
+                "it should be a float >= 0",
+            )
+        return controller.coefficient
+
+    require(
+        after() == 0.5,
+        f"{name}: load_state_dict(state_dict()) should restore the coefficient; it gives {after()}",
+    )
+    for length in (1, 50):
+        low, high = after(20.0, *[10.0] * length), after(20.0, *[1e6] * length)
+        require(
+            high >= low,
+            f"{name}: a perplexity that rises should not give a smaller coefficient than one that "
+            "falls: the pretraining term is what holds it down",
+        )
+    once = after(20.0, 20.5)
+    state = copy.deepcopy(controller.state_dict())
+    for perplexity in (40.0, 20.6):
+        controller.update(perplexity)
+    straight = controller.coefficient
+    for perplexity in (5.0, 80.0):  # nothing of this may be left after loading
+        other.update(perplexity)
+    other.load_state_dict(state)
+    _same_number(other.coefficient, once, name)
+    for perplexity in (40.0, 20.6):
+        other.update(perplexity)
+    _same_number(other.coefficient, straight, name)

@@ -24,6 +24,7 @@ from rlhf_kit.testing.toy import made_up_samples
 from rlhf_kit.types import (
     ComparisonBatch,
     NllInputs,
+    PackedTexts,
     PolicyLossInputs,
     PPOBatch,
     PreferenceInputs,
@@ -275,7 +276,7 @@ def _ppo_batch(inputs: PolicyLossInputs | ValueLossInputs) -> PPOBatch:
     samples = made_up_samples([""] * len(inputs.mask))
     samples = replace(samples, response_tokens=inputs.mask.long(), response_mask=inputs.mask)
     zeros = torch.zeros(inputs.mask.shape)
-    return PPOBatch(samples, zeros, zeros, zeros, zeros)
+    return PPOBatch(samples, zeros, zeros, zeros, zeros, samples.response_mask)
 
 
 def check_value_loss(loss: Loss[ValueLossInputs], *, seed: int = 0) -> None:
@@ -321,8 +322,9 @@ def check_nll_loss(loss: Loss[NllInputs], *, seed: int = 0) -> None:
 def check_preference_loss(loss: Loss[PreferenceInputs], *, seed: int = 0) -> None:
     """:func:`check_loss` for seam ``preference_loss``: K-way, with ties and prompts without pairs.
 
-    Also: the order of a prompt's completions does not matter, scores as far apart as 1000 stay
-    finite, and the loss falls as a better completion's score rises.
+    Also: the order of a prompt's completions does not matter, nor what an unranked one (a negative
+    rank) scores, scores as far apart as 1000 stay finite, and the loss falls as a better
+    completion's score rises.
     """
     check_loss(loss, _preference_inputs, micro_batch=_comparisons, seed=seed)
     check_loss(loss, _preference_inputs, seed=seed)
@@ -347,6 +349,20 @@ def check_preference_loss(loss: Loss[PreferenceInputs], *, seed: int = 0) -> Non
         f"{named(loss)}: minimising total should raise the score of rank 0 (the best) and lower "
         f"that of rank 1, but the gradient is {gradient.tolist()}; rank 0 is the best",
     )
+    _unranked(check, inputs)
+
+
+def _unranked(check: _LossCheck, inputs: PreferenceInputs) -> None:
+    """A completion that nobody ranked counts as if it were not there."""
+    partial = replace(inputs, ranks=inputs.ranks.clone())
+    partial.ranks[0] = torch.tensor([1, -1, 0, 2])
+    absent = replace(partial, mask=inputs.mask.clone())
+    absent.mask[0, 1] = False
+    check.agree(
+        check.run(partial),
+        check.run(absent),
+        "a completion without a rank (a negative one: leave it out of every pair)",
+    )
 
 
 def _preference_inputs(generator: torch.Generator) -> PreferenceInputs:
@@ -359,9 +375,6 @@ def _preference_inputs(generator: torch.Generator) -> PreferenceInputs:
 
 
 def _comparisons(inputs: PreferenceInputs) -> ComparisonBatch:
-    count = int(inputs.mask.sum())
-    token = torch.ones((count, 2), dtype=torch.bool)
-    index = torch.zeros_like(inputs.ranks)
-    index[inputs.mask] = torch.arange(count)
-    texts = TextBatch(token.long(), token, token)
-    return ComparisonBatch(texts, index, inputs.ranks, inputs.mask)
+    completions = [[[1] if exists else [] for exists in row] for row in inputs.mask.tolist()]
+    texts = PackedTexts.of([[1]] * len(inputs.mask), completions, pad=0)
+    return ComparisonBatch(texts, inputs.ranks, inputs.mask)

@@ -79,26 +79,54 @@ def token_nll(logprobs: Rows, mask: Mask) -> float:
     return -sum(_valid(logprobs, mask))
 
 
+def sequence_nll(logprobs: Rows, mask: Mask) -> float:
+    """Mean over texts of minus the sum of a text's log-probabilities at valid places.
+
+    The expectation over texts of arXiv:2203.02155, equation 2. A text without a valid place does
+    not count.
+    """
+    sums = [
+        -sum(row[t] for t in range(len(row)) if m[t])
+        for row, m in zip(logprobs, mask, strict=True)
+        if any(m)
+    ]
+    return sum(sums) / len(sums)
+
+
 def _valid(x: Rows, mask: Mask) -> list[float]:
     """The values at valid places."""
     return [row[t] for row, m in zip(x, mask, strict=True) for t in range(len(row)) if m[t]]
 
 
-def pairwise(scores: Rows, ranks: Sequence[Sequence[int]], mask: Mask) -> float:
-    """Sum over prompts of the mean over pairs of ``-log sigmoid(r_w - r_l)``.
+def pairwise(
+    scores: Rows,
+    ranks: Sequence[Sequence[int]],
+    mask: Mask,
+    *,
+    all_pairs: bool = False,
+    margin: float = 0.0,
+) -> float:
+    """Sum over prompts of the mean over pairs of ``-log sigmoid(r_w - r_l - m)``.
 
-    arXiv:2203.02155, equation 1: every pair of completions, weight one over the number of pairs.
-    Ties make no pair; a prompt without pairs adds nothing.
+    arXiv:2203.02155, equation 1: every pair of completions, weight one over the number of pairs;
+    with ``all_pairs``, the number that there would be without ties. Ties make no pair, nor does a
+    negative rank; a prompt without pairs adds nothing. ``m = margin (rank_l - rank_w)`` is the
+    margin of arXiv:2307.09288, equation 2.
     """
     total = 0.0
     for s, rank, m in zip(scores, ranks, mask, strict=True):
-        losses = [
-            _softplus(s[loser] - s[winner])
-            for winner in range(len(s))
-            for loser in range(len(s))
-            if m[winner] and m[loser] and rank[winner] < rank[loser]
-        ]
-        total += sum(losses) / len(losses) if losses else 0.0
+        ranked = [k for k in range(len(s)) if m[k] and rank[k] >= 0]
+        losses, tied = [], 0
+        for place, a in enumerate(ranked):
+            for b in ranked[:place]:
+                if rank[a] == rank[b]:
+                    tied += 1
+                    continue
+                winner, loser = (a, b) if rank[a] < rank[b] else (b, a)
+                wanted = margin * (rank[loser] - rank[winner])
+                losses.append(_softplus(s[loser] - s[winner] + wanted))
+        if losses:
+            total += sum(losses) / (len(losses) + (tied if all_pairs else 0))
     return total
 
 

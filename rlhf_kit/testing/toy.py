@@ -75,7 +75,7 @@ class TabularPolicy:
         while tokens.shape[1] < sampling.max_new_tokens and not bool(done.all()):
             place = torch.cat([tokens, tokens.new_zeros((count, 1))], 1)
             logits = self._active[self.prefixes(place)[:, -1]]  # [B, V]
-            chosen = sample_tokens(logits, sampling.temperature, sampling.generator)
+            chosen, _ = sample_tokens(logits, sampling.temperature, sampling.generator)
             chosen = torch.where(done, self.eos, chosen)
             tokens = torch.cat([tokens, chosen[:, None]], 1)
             done |= chosen == self.eos

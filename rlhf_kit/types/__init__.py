@@ -11,7 +11,8 @@ from rlhf_kit.types.losses import (
     PreferenceInputs,
     ValueLossInputs,
 )
-from rlhf_kit.types.rollout import Advantages, PolicyOutput, PPOBatch, Rollout
+from rlhf_kit.types.packed import PackedTexts
+from rlhf_kit.types.rollout import Advantages, Masked, PolicyOutput, PPOBatch, Rollout
 from rlhf_kit.types.samples import Prompts, Samples, Sampling
 from rlhf_kit.types.shapes import check_shape
 from rlhf_kit.types.texts import TextBatch
@@ -20,8 +21,10 @@ __all__ = [
     "Advantages",
     "ComparisonBatch",
     "LossOutput",
+    "Masked",
     "NllInputs",
     "PPOBatch",
+    "PackedTexts",
     "PolicyLossInputs",
     "PolicyOutput",
     "PreferenceInputs",

@@ -40,7 +40,7 @@ class PreferenceInputs:
     """K-way comparisons: scores and ranks of K completions of each of G prompts, all [G, K]."""
 
     scores: Tensor
-    ranks: Tensor  # int64, 0 = best, equal = tied
+    ranks: Tensor  # int64, 0 = best, equal = tied, negative = not ranked
     mask: Tensor  # which completions exist
 
 

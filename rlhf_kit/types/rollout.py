@@ -48,6 +48,13 @@ class Rollout:
 
 
 @dataclass(frozen=True, eq=False)
+class Masked:
+    """A mask alone, for a loss to count."""
+
+    mask: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class PPOBatch:
     """The rows of a rollout that one optimizer step, or one micro-batch of it, reads."""
 
@@ -56,16 +63,17 @@ class PPOBatch:
     values: Tensor | None  # [B, R]
     advantages: Tensor  # [B, R]
     returns: Tensor  # [B, R]
+    places: Tensor  # [B, R] bool: where there is a value; the tokens, perhaps one place after them
 
     @property
     def mask(self) -> Tensor:
+        """[B, R], the tokens: what the policy's loss counts."""
         return self.samples.response_mask
 
-    @classmethod
-    def of(cls, rollout: Rollout, targets: Advantages) -> PPOBatch:
-        return cls(
-            rollout.samples, rollout.logprobs, rollout.values, targets.advantages, targets.returns
-        )
+    @property
+    def valued(self) -> Masked:
+        """What the critic's loss counts."""
+        return Masked(self.places)
 
     def select(self, index: Tensor) -> PPOBatch:
         return PPOBatch(
@@ -74,6 +82,7 @@ class PPOBatch:
             None if self.values is None else self.values[index],
             self.advantages[index],
             self.returns[index],
+            self.places[index],
         )
 
     def split(self, size: int) -> Iterator[PPOBatch]:

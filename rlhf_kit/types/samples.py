@@ -58,6 +58,8 @@ class Samples:
     temperature: float
     decode: Callable[[list[int]], str] = field(repr=False)
     trunk: Tensor | None = None  # [B, T, H] activations at the frozen/trainable boundary
+    # [B, R] of the tokens when they were drawn; garbage in the padding
+    sampled_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
         return self.response_tokens.shape[0]
@@ -108,6 +110,9 @@ class Samples:
             response_mask=self.response_mask[index],
             finished=self.finished[index],
             trunk=None if self.trunk is None else self.trunk[index],
+            sampled_logprobs=(
+                None if self.sampled_logprobs is None else self.sampled_logprobs[index]
+            ),
         )
 
     def split(self, size: int) -> Iterator[Samples]:

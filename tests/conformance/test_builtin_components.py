@@ -17,9 +17,11 @@ from rlhf_kit.testing import (
     check_kl_controller,
     check_labeler,
     check_nll_loss,
+    check_normalizer,
     check_plugin,
     check_policy_loss,
     check_preference_loss,
+    check_ptx_controller,
     check_reward,
     check_value_loss,
     made_up_samples,
@@ -35,6 +37,8 @@ _CHECKS = {
     "nll_loss": check_nll_loss,
     "preference_loss": check_preference_loss,
     "advantage": check_advantage,
+    "normalizer": check_normalizer,
+    "ptx_controller": check_ptx_controller,
     "kl_controller": check_kl_controller,
 }
 
@@ -80,7 +84,7 @@ def test_plugin_lists_its_components_without_torch(module: str) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_implementation(component: Component, seed: int) -> None:
     check = _CHECKS[component.seam]
-    if component.seam == "kl_controller":
+    if component.seam in ("kl_controller", "ptx_controller"):
         check(build(component))
     else:
         check(build(component), seed=seed)
@@ -88,10 +92,23 @@ def test_implementation(component: Component, seed: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"whiten": False}, {"unbiased": True}, {"discount": 0.9, "lam": 1.0, "whiten": False}],
+    [{"lam": 0.0}, {"discount": 0.9, "lam": 1.0}],
 )
 def test_gae_with_other_options(options: dict[str, Any]) -> None:
     check_advantage(build(of("advantage", "gae"), **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("whiten", {"shift_mean": False}),
+        ("whiten", {"unbiased": True}),
+        ("running", {"shift_mean": False}),
+        ("running", {"clip": 0.5}),
+    ],
+)
+def test_normalizers_with_other_options(name: str, options: dict[str, Any]) -> None:
+    check_normalizer(build(of("normalizer", name), **options))
 
 
 @pytest.mark.parametrize("score", ["compound", "pos", "neg", "neu"])

@@ -156,6 +156,11 @@ def reversed_ranks(inputs: Any) -> Tensor:
     return -torch.where(mask, logsigmoid(-margin), 0.0).sum()
 
 
+def unranked_is_best(inputs: Any) -> Tensor:
+    mask, margin = pairs(inputs)
+    return -torch.where(mask, logsigmoid(margin), 0.0).sum()
+
+
 def first_is_best(inputs: Any) -> Tensor:
     mask = inputs.mask[:, 1:] & inputs.mask[:, :1]
     scores = torch.where(inputs.mask, inputs.scores, 0.0)
@@ -168,6 +173,7 @@ def first_is_best(inputs: Any) -> Tensor:
         (log_sigmoid_naive, "use torch.nn.functional.logsigmoid"),
         (all_pairs_of_the_batch, "micro-batches"),
         (reversed_ranks, "rank 0 is the best"),
+        (unranked_is_best, "a completion without a rank"),
         (first_is_best, "another order of a prompt's completions"),
     ],
 )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from rlhf_kit_instructgpt.control import AdaptiveKL, FixedKL
 from rlhf_kit_instructgpt.gae import GAE
-from rlhf_kit_instructgpt.losses import ClippedValue, Pairwise, PPOClip, TokenNLL
+from rlhf_kit_instructgpt.losses import ClippedValue, Pairwise, PPOClip, SequenceNLL, TokenNLL
 from rlhf_kit_instructgpt.options import (
     AdaptiveKLOptions,
     ClipOptions,
     FixedKLOptions,
     GAEOptions,
     NoOptions,
+    PairwiseOptions,
 )
 from torch import Tensor
 
@@ -23,7 +25,13 @@ from rlhf_kit.ops.logprobs import selected_logprobs, token_logprobs
 from rlhf_kit.ops.masking import whiten
 from rlhf_kit.ops.returns import gae
 from rlhf_kit.testing import TabularPolicy, oracles
-from rlhf_kit.types import NllInputs, PolicyLossInputs, PreferenceInputs, ValueLossInputs
+from rlhf_kit.types import (
+    NllInputs,
+    PolicyLossInputs,
+    PreferenceInputs,
+    TextBatch,
+    ValueLossInputs,
+)
 
 SEEDS = range(8)
 CLIP = ClipOptions(clip_range=0.2)
@@ -56,10 +64,10 @@ def test_gae(seed: int, discount: float, lam: float) -> None:
         found = gae(r, v, mask, discount=discount, lam=lam)
         close(found[0], advantages)
         close(found[1], returns)
-    options = GAEOptions(discount=discount, lam=lam, whiten=True, unbiased=True)
+    options = GAEOptions(discount=discount, lam=lam)
     out = GAE(options)(rewards, values, mask, torch.zeros(6, dtype=torch.long))
-    close(out.advantages, oracles.whiten(advantages, mask.tolist(), unbiased=True))
-    close(out.returns, returns)  # taken before whitening
+    close(out.advantages, advantages)
+    close(out.returns, returns)
 
 
 def test_gae_by_hand() -> None:
@@ -126,21 +134,54 @@ def test_token_nll(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_pairwise(seed: int) -> None:
+def test_sequence_nll(seed: int) -> None:
+    """Per text instead of per token: larger by the mean number of tokens of a text that has any."""
+    logprobs, mask = -draw(seed, 5, 6).abs(), any_mask(seed, 5, 6)
+    mask[3] = False
+    inputs = NllInputs(logprobs, mask)
+    loss, per_token = SequenceNLL(NoOptions()), TokenNLL(NoOptions())
+    found = loss(inputs).total / loss.count(inputs)
+    close(found, oracles.sequence_nll(logprobs.tolist(), mask.tolist()))
+    close(loss(NllInputs(torch.where(mask, logprobs, math.nan), mask)).total, found.item() * 4)
+    ratio = found / (per_token(inputs).total / per_token.count(inputs))
+    close(ratio, int(mask.sum()) / 4)
+
+
+def test_sequence_nll_by_hand() -> None:
+    """Texts of three tokens and of one: (1 + 2 + 3) and 4 make 5 per text, and 2.5 per token."""
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
+    inputs, loss = NllInputs(logprobs, mask), SequenceNLL(NoOptions())
+    assert loss(inputs).total.item() / loss.count(inputs).item() == 5.0
+    # The stages count a TextBatch, whose first token is never predicted.
+    whole = torch.cat([mask[:, :1], mask], 1)
+    assert loss.count(TextBatch(whole.long(), whole, whole)).item() == 2
+    only_first = torch.tensor([[True, False]])
+    assert loss.count(TextBatch(only_first.long(), only_first, only_first)).item() == 0
+    assert oracles.sequence_nll(logprobs.tolist(), mask.tolist()) == 5.0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("weights", ["kept_pairs", "all_pairs"])
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_pairwise(seed: int, weights: Literal["kept_pairs", "all_pairs"], margin: float) -> None:
     scores, mask = 3 * draw(seed, 6, 5), any_mask(seed, 6, 5)
-    ranks = torch.randint(0, 4, (6, 5), generator=torch.Generator().manual_seed(seed))
+    ranks = torch.randint(-1, 4, (6, 5), generator=torch.Generator().manual_seed(seed))
+    options = {"all_pairs": weights == "all_pairs", "margin": margin}
     leaf = scores.clone().requires_grad_()
-    found = Pairwise(NoOptions())(PreferenceInputs(leaf, ranks, mask))
-    wanted = oracles.pairwise(scores.tolist(), ranks.tolist(), mask.tolist())
-    # The weights 1/C are float32 in the loss.
-    assert found.total.item() == pytest.approx(wanted, rel=1e-6)
+    loss = Pairwise(PairwiseOptions(weights=weights, margin=margin))
+    found = loss(PreferenceInputs(leaf, ranks, mask))
+    wanted = oracles.pairwise(scores.tolist(), ranks.tolist(), mask.tolist(), **options)
+    assert found.total.dtype == torch.float64
+    close(found.total, wanted)
     (gradient,) = torch.autograd.grad(found.total, leaf)
     for place in [(0, 0), (3, 2), (5, 4)]:
         moved = []
         for step in (1e-5, -1e-5):
             shifted = scores.clone()
             shifted[place] += step
-            moved.append(oracles.pairwise(shifted.tolist(), ranks.tolist(), mask.tolist()))
+            lists = shifted.tolist(), ranks.tolist(), mask.tolist()
+            moved.append(oracles.pairwise(*lists, **options))
         slope = (moved[0] - moved[1]) / 2e-5
         assert gradient[place].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
@@ -150,14 +191,43 @@ def test_pairwise_by_hand() -> None:
     scores = torch.tensor([[2.0, 1.0, 0.0], [0.0, -200.0, 7.0]], dtype=torch.float64)
     ranks = torch.tensor([[0, 1, 2], [1, 0, 0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    found = Pairwise(NoOptions())(PreferenceInputs(scores, ranks, mask))
+    found = Pairwise(PairwiseOptions())(PreferenceInputs(scores, ranks, mask))
     # log(1 + e^-1) = 0.313262, log(1 + e^-2) = 0.126928; the second prompt has one pair, 200 wrong.
     first = (2 * 0.31326168751822286 + 0.12692801104297263) / 3
-    assert found.total.item() == pytest.approx(first + 200.0, rel=1e-7)
+    assert found.total.item() == pytest.approx(first + 200.0, rel=1e-15)
     assert found.stats["accuracy"].item() == 1.0
-    assert Pairwise(NoOptions()).count(PreferenceInputs(scores, ranks, mask)).item() == 2
+    assert Pairwise(PairwiseOptions()).count(PreferenceInputs(scores, ranks, mask)).item() == 2
     wanted = oracles.pairwise(scores.tolist(), ranks.tolist(), mask.tolist())
     assert wanted == pytest.approx(first + 200.0, rel=1e-15)
+
+
+def test_pairwise_with_ties_by_hand() -> None:
+    """Ranks 0, 0, 1, none: two pairs of three are kept. The second prompt is one tie: no pair."""
+    scores = torch.tensor([[2.0, 1.0, 0.0, 9.0], [1.0, 2.0, 0.0, 0.0]], dtype=torch.float64)
+    ranks = torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    inputs = PreferenceInputs(scores, ranks, mask)
+    both = 0.12692801104297263 + 0.31326168751822286  # margins 2 and 1
+    for weights, wanted in (("kept_pairs", both / 2), ("all_pairs", both / 3)):
+        loss = Pairwise(PairwiseOptions(weights=weights))
+        assert loss(inputs).total.item() == pytest.approx(wanted, rel=1e-15)
+        assert loss.count(inputs).item() == 1
+        assert loss(inputs).stats["accuracy"].item() == 1.0  # of the pairs kept, in both
+        lists = scores.tolist(), ranks.tolist(), mask.tolist()
+        found = oracles.pairwise(*lists, all_pairs=weights == "all_pairs")
+        assert found == pytest.approx(wanted, rel=1e-15)
+
+
+def test_pairwise_margin_by_hand() -> None:
+    """Scores 3, 2, 0 with ranks 0, 1, 3 and 0.5 a rank: 1 - 0.5, 3 - 1.5 and 2 - 1."""
+    scores = torch.tensor([[3.0, 2.0, 0.0]], dtype=torch.float64)
+    ranks, mask = torch.tensor([[0, 1, 3]]), torch.ones((1, 3), dtype=torch.bool)
+    found = Pairwise(PairwiseOptions(margin=0.5))(PreferenceInputs(scores, ranks, mask))
+    # log(1 + e^-x) for x = 0.5, 1.5, 1.
+    wanted = (0.4740769841801067 + 0.20141327798275246 + 0.31326168751822286) / 3
+    assert found.total.item() == pytest.approx(wanted, rel=1e-15)
+    lists = scores.tolist(), ranks.tolist(), mask.tolist()
+    assert oracles.pairwise(*lists, margin=0.5) == pytest.approx(wanted, rel=1e-15)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

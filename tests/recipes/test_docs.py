@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from test_shipped_recipes import SMALL
+from test_shipped_recipes import SMALL, labeler
 
 import rlhf_kit.hookspecs
 from rlhf_kit.cli.main import main
@@ -46,7 +46,7 @@ def test_tutorial_commands(
     words = shlex.split(command)[1:]
     if words[0] == "run":
         model = f"model={{use: pretrained, name: {toy_model}}}"
-        words = [*words, model, "memory={use: hydra, trainable_layers: 2}", *SMALL]
+        words += [model, "memory={use: hydra, trainable_layers: 2}", labeler(tmp_path), *SMALL]
         words[words.index("--out") + 1] = str(tmp_path / "run")
     result = CliRunner().invoke(main, words)
     assert result.exit_code == (2 if printed.startswith("error:") else 0), result.output

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
-from toys import CONTEXT
+from toys import CONTEXT, REWARD
 
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
@@ -28,7 +28,6 @@ SMALL = (
     "collect.completions=3",
     "reward_model.epochs=1",
     "reward_model.batch_size=3",
-    # Random text has no clear sentiment; every pair counts.
     "reward_model.clear_margin=0",
     "ppo.steps=2",
     "ppo.rollout_batch=8",
@@ -41,6 +40,13 @@ SMALL = (
     "evaluate.pretraining_tokens=256",
     "evaluate.pretraining_length=64",
 )
+
+
+def labeler(folder: Path) -> str:
+    """Random text has no sentiment, and a labeler that finds everything alike ranks nothing."""
+    (folder / "reward.py").write_text(REWARD)
+    reward = f"{{use: python, path: {folder / 'reward.py'}}}"
+    return f"collect.labeler={{use: scripted, reward: {reward}}}"
 
 
 def test_there_are_recipes() -> None:
@@ -88,7 +94,8 @@ def test_quickstart_end_to_end(
     strategy = f"memory={{use: {memory}, trainable_layers: 2}}"
     if memory != "hydra":
         strategy = f"memory={memory}"
-    recipe, loaded, _ = open_recipe(RECIPES / "quickstart.yaml", [model, strategy, *SMALL])
+    changes = [model, strategy, labeler(tmp_path), *SMALL]
+    recipe, loaded, _ = open_recipe(RECIPES / "quickstart.yaml", changes)
     out = tmp_path / "run"
     returned = run_recipe(recipe, loaded, out=out, plain=True)
 
@@ -122,6 +129,66 @@ def test_quickstart_end_to_end(
     shown = capsys.readouterr().err
     for line in ("[ppo] step 2/2", "[evaluate] prompt: ", "gold_score.ppo", "done in"):
         assert line in shown
+
+
+PUBLISHED = sorted(RECIPES.glob("instructgpt-*.yaml"))
+
+
+def test_published_recipes_are_there() -> None:
+    names = [path.stem.removeprefix("instructgpt-") for path in PUBLISHED]
+    assert sorted(names) == ["1.3b", "1.3b-ppo", "175b", "6b"]
+
+
+SMALL_PUBLISHED = (
+    "model.max_length=null",
+    "memory={use: full, dtype: float32, device: cpu}",
+    "reward_model.batch_size=16",
+    "reward_model.optimizer.learning_rate=1e-3",
+    "sft.epochs=1",
+    "sft.batch_size=128",
+    "sft.select_prompts=4",
+    "sft.sampling={max_new_tokens: 4}",
+    "ppo_init.epochs=1",
+    "ppo_init.batch_size=128",
+    "ppo_init.pretraining_length=32",
+    "ppo.steps=2",
+    "ppo.rollout_batch=8",
+    "ppo.minibatch=4",
+    "ppo.optimizer={learning_rate: 1e-3, warmup_steps: 0}",
+    "ppo.sampling={max_new_tokens: 6}",
+    "ppo.max_prompt_tokens=100",
+    "evaluate.samples_per_prompt=1",
+    "evaluate.sampling={max_new_tokens: 4}",
+)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_published_recipe_runs_two_steps(
+    path: Path, toy_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The recipe as it stands, on a toy of its own family; a policy of another size where it has.
+
+    one: half the layers for the reward model and the critic.
+    """
+    model, text = toy_models("opt"), path.read_text()
+    changes = [*SMALL_PUBLISHED, f"model.name={model}"]
+    if "reward_model.model" not in text and "facebook/opt-6.7b, max_length" in text:
+        small = f"{{use: pretrained, name: {model}, layers: 2}}"
+        changes.append(f"reward_model.model={small}")
+        changes.append("reward_model.memory={use: full, dtype: float32, device: cpu}")
+    if "ptx_length" in text:
+        changes += ["ppo.ptx_length=32", "ppo.ptx_per_episode=0.5"]
+        changes += ["evaluate.pretraining_length=64", "evaluate.pretraining_tokens=256"]
+    recipe, loaded, _ = open_recipe(path, changes)
+    summary = run_recipe(recipe, loaded, out=tmp_path / "run", plain=True)
+    assert math.isfinite(summary["gold_score"]["ppo"])
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    ppo = [row for row in rows if row["stage"] == "ppo"]
+    assert [row["step"] for row in ppo] == [0, 1]
+    assert ppo[0]["kl"] == 0
+    assert ("ptx/loss" in ppo[0]) == (not path.stem.endswith("-ppo"))
+    assert summary["stages"]["ppo"]["average"]["averaged"]["kl"] != 0
+    assert (tmp_path / "run/stages/ppo/critic").is_dir()
 
 
 def test_toy_recipe_of_the_fixtures_is_right(toy_recipe: Callable[..., Path]) -> None:

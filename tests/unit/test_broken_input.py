@@ -445,6 +445,6 @@ def test_a_run_folder_of_another_strategy_is_refused(
 def _only_sft(recipe: Path) -> Path:
     values = yaml.safe_load(recipe.read_text())
     values["stages"] = {"sft": values["stages"]["sft"]}
-    del values["data"]["comparisons"]
+    values["data"] = {"demonstrations": values["data"]["demonstrations"]}
     recipe.write_text(yaml.safe_dump(values, sort_keys=False))
     return recipe

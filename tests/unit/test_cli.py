@@ -65,10 +65,18 @@ def test_check_gives_an_account() -> None:
     ]
 
 
-def test_check_notes_unused_data_and_folders() -> None:
+def test_check_refuses_unused_data() -> None:
+    result = rlhf_kit("check", "r.yaml", "sft.data={use: toy-jsonl, path: x}")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: r.yaml:7: data.demos: no stage uses it; remove it, or name it in a data slot of a "
+        "stage\n"
+    )
+
+
+def test_check_names_folders() -> None:
     finished_stage(Path("other"), "policy")
-    result = rlhf_kit("check", "r.yaml", "sft.data={use: toy-jsonl, path: x}", "ppo.from=./other")
-    assert "note: data.demos is used by no stage" in result.stdout
+    result = rlhf_kit("check", "r.yaml", "ppo.from=./other")
     assert "from reward, other" in result.stdout
 
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.control import FixedKL
+from rlhf_kit_instructgpt.control import FixedKL, FixedPtx, KLLimit
 from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip, TokenNLL
 from rlhf_kit_instructgpt.options import (
     ClipOptions,
     FixedKLOptions,
+    FixedPtxOptions,
     LinearValueOptions,
     NoOptions,
     SamplingOptions,
 )
 from rlhf_kit_instructgpt.plugin import rlhf_check_recipe, rlhf_components
-from rlhf_kit_instructgpt.ppo_ptx import PPOParts, PPOPtx
+from rlhf_kit_instructgpt.ppo_parts import PPOParts
+from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
 from rlhf_kit_instructgpt.streams import PromptStream
 from rlhf_kit_instructgpt.value import LinearValue
 from torch import Tensor
@@ -150,8 +152,12 @@ def test_ppo_without_a_critic_learns() -> None:
 
     kl = FixedKL(FixedKLOptions())
     kl.coefficient = 0.05
+    ptx = FixedPtx(FixedPtxOptions())
     parts = PPOParts(
         policy=policy,
+        ptx=ptx,
+        limit=KLLimit(None, "stop", 2.0, {}),
+        advantage_normalizer=None,
         value=value,
         reward=reward,
         advantage=LeaveOneOut(),
@@ -161,7 +167,6 @@ def test_ppo_without_a_critic_learns() -> None:
         ptx_loss=TokenNLL(NoOptions()),
         optimizer=Optimizer(groups),
         prompts=PromptStream(ROWS, 32, TOKENIZER, run.generator, chosen.samples_per_prompt),
-        pretraining=None,
     )
     PPOPtx(parts, chosen).run(run)  # type: ignore[arg-type]
     assert all(r.values is None for r in run.rollouts)

@@ -76,7 +76,12 @@ def test_every_default_is_filled_in(toys: LoadedPlugins, tmp_path: Path) -> None
     [
         (),
         ("ppo.from=../elsewhere", "ppo.critic=null", "model.path=weights"),
-        ("sft.data={use: toy-jsonl, path: other.jsonl}", "seed=11", "name=n-1"),
+        (
+            "sft.data={use: toy-jsonl, path: other.jsonl}",
+            "data={compared: {use: toy-compared, from: collect}}",
+            "seed=11",
+            "name=n-1",
+        ),
         ("ppo.bonus=toy-keyword", "ppo.size=3"),
     ],
 )

@@ -19,7 +19,7 @@ from toy_plugins import (
 from rlhf_kit.components import StageRef
 from rlhf_kit.errors import DataError, PluginError, RecipeError
 from rlhf_kit.plugins import LoadedPlugins
-from rlhf_kit.recipe import stage_refs
+from rlhf_kit.recipe import dump_yaml, filled, stage_refs
 
 
 @pytest.fixture(scope="module")
@@ -392,3 +392,130 @@ def rlhf_components():
         resolved(loaded, path, "s.a=6", "s.reward=nothing")
     assert str(caught.value).startswith("command line: stages.s.reward: no reward is called")
     assert "\n" not in str(caught.value)
+
+
+IDLE = """
+import rlhf_kit
+from pydantic import Field
+
+class Rate(rlhf_kit.Options):
+    schedule: str = Field("constant", description="a word")
+    end: float = Field(0.1, description="a number")
+
+    def idle(self):
+        return {} if self.schedule == "cosine" else {"end": "schedule is constant"}
+
+class Idle(rlhf_kit.Options):
+    from_: rlhf_kit.StageRef | None = rlhf_kit.stage_ref(
+        "policy", default=None, alias="from", description="a start"
+    )
+    init: str = Field("normal", description="a word")
+    std: float = Field(1.0, description="a number")
+    rate: Rate = Field(Rate(schedule="cosine", end=0.5), description="a block")
+    reward: rlhf_kit.Part | None = rlhf_kit.slot("reward", description="a reward")
+
+    def idle(self):
+        if self.init == "normal":
+            return {}
+        return {"std": f"init is {self.init}; set init: normal", "from": "init is not normal"}
+
+@rlhf_kit.hookimpl
+def rlhf_components():
+    yield rlhf_kit.Component("stage", "idle", "x:Y", Idle, produces="policy")
+    yield rlhf_kit.Component("reward", "idle", "x:Y", Idle)
+"""
+
+
+def idle_problems(site: Path, block: str, *overrides: str) -> list[str]:
+    Path("idle.py").write_text(IDLE)
+    text = f"model: toy-model\nmemory: toy-full\nstages:\n  a: idle\n  s:\n    use: idle\n{block}"
+    loaded = load_only(site, Path("idle.py"))
+    try:
+        resolved(loaded, write(text), *overrides)
+    except RecipeError as error:
+        assert error.exit_code == 2
+        return str(error).splitlines()
+    return []
+
+
+@pytest.mark.parametrize(
+    ("block", "lines"),
+    [
+        ("    init: probe\n", []),
+        ("    std: 1.0\n", []),
+        (
+            "    init: probe\n    std: 1.0\n",  # the default, but written
+            [
+                "r.yaml:8: stages.s.std: nothing reads it: init is probe; remove it, or set "
+                "init: normal"
+            ],
+        ),
+        (
+            "    init: probe\n    from: a\n",
+            ["r.yaml:8: stages.s.from: nothing reads it: init is not normal; remove it"],
+        ),
+        ("    rate: {schedule: cosine, end: 0.2}\n", []),
+        (
+            "    rate:\n      end: 0.2\n",  # the block replaces the default one whole
+            ["r.yaml:8: stages.s.rate.end: nothing reads it: schedule is constant; remove it"],
+        ),
+        (
+            "    reward:\n      use: idle\n      init: probe\n      std: 2\n",
+            [
+                "r.yaml:10: stages.s.reward.std: nothing reads it: init is probe; remove it, or "
+                "set init: normal"
+            ],
+        ),
+    ],
+)
+def test_what_nothing_reads_is_refused_where_it_is_written(
+    site: Path, block: str, lines: list[str]
+) -> None:
+    assert idle_problems(site, block) == lines
+
+
+def test_values_of_the_command_line_count_as_written(site: Path) -> None:
+    (line,) = idle_problems(site, "    init: probe\n", "s.std=2")
+    assert line.startswith("command line: stages.s.std: nothing reads it")
+    (line,) = idle_problems(site, "    std: 2\n", "s.init=probe")
+    assert line.startswith("r.yaml:7: stages.s.std: nothing reads it")
+    (line,) = idle_problems(site, "    init: normal\n", "s.rate.end=2")
+    assert line.startswith("command line: stages.s.rate.end: nothing reads it")
+
+
+def test_a_filled_recipe_leaves_out_what_nothing_reads(site: Path) -> None:
+    Path("idle.py").write_text(IDLE)
+    text = "model: toy-model\nmemory: toy-full\nstages: {s: {use: idle, init: probe, rate: {}}}\n"
+    loaded = load_only(site, Path("idle.py"))
+    recipe = resolved(loaded, write(text))
+    block = filled(recipe)["stages"]["s"]
+    assert block == {
+        "use": "idle",
+        "init": "probe",
+        "rate": {"schedule": "constant"},
+        "reward": None,
+    }
+    Path("r.yaml").write_text(dump_yaml(recipe))
+    assert filled(resolved(loaded, Path("r.yaml"))) == filled(recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            ("data: demos", "data: {use: toy-jsonl, path: x}"),
+            "r.yaml:7: data.demos: no stage uses it; remove it, or name it in a data slot of a "
+            "stage",
+        ),
+        (("    data: compared", "    data: demos"), "r.yaml:10: data.compared: no stage uses it"),
+    ],
+)
+def test_data_that_no_stage_uses(toys: LoadedPlugins, change: tuple[str, str], line: str) -> None:
+    assert problem(toys, change).startswith(line)
+
+
+def test_unused_data_on_the_command_line(toys: LoadedPlugins) -> None:
+    more = "data.more={use: toy-jsonl, path: x}"
+    assert problem(toys, overrides=[more]).startswith("command line: data.more: no stage uses it")
+    # A stage that is wrong itself might be the one that uses it: one problem at a time.
+    assert "kl_coef" in problem(toys, overrides=[more, "ppo.kl_coef=-1"])

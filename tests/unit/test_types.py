@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rlhf_kit.testing import made_up_samples
 from rlhf_kit.types import (
-    Advantages,
     ComparisonBatch,
+    PackedTexts,
     PPOBatch,
     Prompts,
     Rollout,
@@ -65,13 +67,20 @@ def test_ppo_batch_keeps_rows_together() -> None:
     rollout = Rollout(samples, values + 1, values + 2, values + 3, torch.zeros(6))
     assert torch.equal(rollout.mask, samples.response_mask)
     assert torch.equal(rollout.group, samples.group)
-    batch = PPOBatch.of(rollout, Advantages(values + 4, values + 5))
+    batch = PPOBatch(
+        rollout.samples,
+        rollout.logprobs,
+        rollout.values,
+        values + 4,
+        values + 5,
+        rollout.mask,
+    )
     (first, second) = batch.select(torch.tensor([5, 1, 2])).split(2)
     assert [len(first.samples), len(second.samples)] == [2, 1]
     assert second.samples.responses == [samples.responses[2]]
     for offset, name in ((1, "logprobs"), (3, "values"), (4, "advantages"), (5, "returns")):
         assert getattr(first, name)[:, 0].tolist() == [5 + offset, 1 + offset]
-    bare = PPOBatch(samples, values, None, values, values).select(torch.tensor([0]))
+    bare = PPOBatch(samples, values, None, values, values, samples.mask).select(torch.tensor([0]))
     assert bare.values is None
 
 
@@ -101,29 +110,72 @@ def test_texts_select_cuts_to_the_longest() -> None:
     assert len(texts().select(torch.tensor([], dtype=torch.long))) == 0
 
 
-def comparisons() -> ComparisonBatch:
-    mask = torch.tensor([[True, True, False], [True, True, True]])
-    index = torch.tensor([[0, 1, 0], [2, 3, 4]])
-    tokens = torch.arange(10).view(5, 2)
-    ones = torch.ones_like(tokens, dtype=torch.bool)
-    ranks = torch.tensor([[0, 1, 0], [2, 0, 1]])
-    return ComparisonBatch(TextBatch(tokens, ones, ones), index, ranks, mask, ranks.float())
+def packed() -> PackedTexts:
+    """Prompts 10 11 and 20, with three and two completions; some are empty."""
+    texts = PackedTexts.of(
+        [[10, 11], [20]], [[[12], [13, 14], [15, 16, 17]], [[21, 22, 23], [], [24]]], pad=0
+    )
+    trunk = torch.where(texts.mask, texts.tokens, -1)[:, :, None].float()
+    return replace(texts, trunk=trunk)
 
 
-def test_comparisons_group_scores() -> None:
-    scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], requires_grad=True)
-    found = comparisons().grouped(scores)
-    assert found.tolist() == [[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]
-    found.sum().backward()
-    assert scores.grad is not None and scores.grad.tolist() == [1.0] * 5
+def test_packed_texts_lay_completions_side_by_side() -> None:
+    texts = packed()
+    assert texts.tokens.tolist() == [
+        [10, 11, 12, 13, 14, 15, 16, 17],
+        [20, 21, 22, 23, 24, 0, 0, 0],
+    ]
+    assert texts.segment.tolist() == [[0, 0, 1, 2, 2, 3, 3, 3], [0, 1, 1, 1, 3, 0, 0, 0]]
+    assert texts.positions.tolist() == [[0, 1, 2, 2, 3, 2, 3, 4], [0, 1, 2, 3, 1, 0, 0, 0]]
+    assert texts.mask.sum(1).tolist() == [8, 5]
+    assert texts.lengths().tolist() == [[1, 2, 3], [3, 0, 1]]
+    seen = [texts.tokens[0][see].tolist() for see in texts.visible()[0]]
+    assert seen[:2] == [[10], [10, 11]]
+    assert seen[2:5] == [[10, 11, 12], [10, 11, 13], [10, 11, 13, 14]]
+    assert seen[7] == [10, 11, 15, 16, 17]
+    assert texts.visible()[1, [5, 6, 7], [5, 6, 7]].all()  # or a softmax would be NaN
+    assert not texts.visible()[1, :5, 5:].any()
+
+
+def test_packed_texts_unpack() -> None:
+    texts, exists = packed().unpacked()
+    assert exists.tolist() == [[True] * 3, [True, False, True]]
+    assert [row[m].tolist() for row, m in zip(texts.tokens, texts.mask, strict=True)] == [
+        [10, 11, 12],
+        [10, 11, 13, 14],
+        [10, 11, 15, 16, 17],
+        [20, 21, 22, 23],
+        [20, 24],
+    ]
+    assert texts.target.sum(1).tolist() == [1, 2, 3, 3, 1]
+    assert not texts.target[:3, :2].any() and not texts.target[3:, :1].any()
+    assert texts.trunk is not None
+    assert torch.equal(texts.trunk[texts.mask][:, 0].long(), texts.tokens[texts.mask])
+    again = replace(packed(), trunk=None).with_trunk(texts.trunk).trunk
+    assert again is not None
+    mask = packed().mask
+    assert torch.equal(again[mask][:, 0].long(), packed().tokens[mask])
+
+
+def test_packed_texts_select_cuts_to_the_longest() -> None:
+    texts = packed().select(torch.tensor([1]))
+    assert texts.tokens.shape == texts.visible().shape[:2] == (1, 5)
+    assert texts.trunk is not None and texts.trunk.shape == (1, 5, 1)
+    assert texts.lengths().tolist() == [[3, 0, 1]]  # K stays
+    assert [len(part) for part in packed().split(1)] == [1, 1]
+    first, second = packed().split(1)
+    assert first.unpacked()[0].tokens.shape == (3, 5)
+    assert second.unpacked()[1].tolist() == [[True, False, True]]
 
 
 def test_comparisons_take_their_own_texts_along() -> None:
-    first, second = comparisons().split(1)
-    assert first.texts.tokens.tolist() == [[0, 1], [2, 3]]
-    assert second.texts.tokens.tolist() == [[4, 5], [6, 7], [8, 9]]
-    assert second.index.tolist() == [[0, 1, 2]]
-    swapped = comparisons().select(torch.tensor([1, 0]))
-    scores = swapped.texts.tokens[:, 0].float()
-    assert swapped.grouped(scores).tolist() == [[4.0, 6.0, 8.0], [0.0, 2.0, 0.0]]
-    assert swapped.gold is not None and swapped.gold.tolist() == [[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    ranks = torch.tensor([[2, 0, 1], [1, 0, 0]])
+    mask = torch.tensor([[True] * 3, [True, False, True]])
+    batch = ComparisonBatch(packed(), ranks, mask, ranks.float())
+    assert [len(part) for part in batch.split(1)] == [1, 1]
+    swapped = batch.select(torch.tensor([1, 0]))
+    assert swapped.texts.tokens[:, 0].tolist() == [20, 10]
+    assert swapped.ranks.tolist() == [[1, 0, 0], [2, 0, 1]]
+    assert torch.equal(swapped.mask, swapped.texts.lengths() > 0)
+    assert swapped.gold is not None and swapped.gold.tolist() == [[1.0, 0.0, 0.0], [2.0, 0.0, 1.0]]
+    assert len(swapped) == 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf_kit import Component, RlhfKitError, hookimpl
-from rlhf_kit_data import options, rows
+from rlhf_kit import Component, Part, RlhfKitError, hookimpl
+from rlhf_kit_data import options, rankings, rows
 
 
 @hookimpl
@@ -33,19 +33,35 @@ def rlhf_components() -> Iterable[Component]:
         options.TextOptions,
         "Running text, for the mix.",
     )
+    for name, target, schema, text in (
+        ("hh_rlhf", "HHRLHF", options.HHOptions, "Anthropic's helpful and harmless pairs."),
+        ("oasst", "Oasst", options.OasstOptions, "Open-Assistant trees: K-way human rankings."),
+    ):
+        yield Component("data", name, f"rlhf_kit_data.published:{target}", schema, text)
 
 
 @hookimpl
 def rlhf_check_recipe(recipe: Any) -> Iterable[str | RlhfKitError]:
-    """Read every JSONL file a recipe names, so that a bad line is known before a model loads."""
+    """Read every local file a recipe names, so that a bad line is known before a model loads."""
     for part in recipe.data.values():
-        path = getattr(part.options, "path", None)
-        if part.component.target.startswith("rlhf_kit_data.") and path is not None:
+        if part.component.target.startswith("rlhf_kit_data."):
             try:
-                if part.component.name in rows.KINDS:
-                    for _ in rows.read_rows(path, part.component.name):
-                        pass
-                elif not path.is_file():
-                    yield rows.DataError(f"{path}: no such file ({part.where}: {part.key}.path)")
+                _read(part)
             except RlhfKitError as error:
                 yield error
+
+
+def _read(part: Part) -> None:
+    """Raise what is wrong with the local file of a part, if it has one; the hub is left alone."""
+    name, path = part.component.name, getattr(part.options, "path", None)
+    published = isinstance(part.options, options.RankingsOptions)
+    if path is None:
+        return
+    if name in rows.KINDS:
+        for _ in rows.read_rows(path, name):
+            pass
+    elif not path.exists():
+        key = f"{part.key}.{'source' if published else 'path'}"
+        raise rows.DataError(f"{path}: no such file ({part.where}: {key})")
+    elif isinstance(part.options, options.RankingsOptions):
+        rankings.local_rankings(name, part.options)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -17,7 +16,9 @@ from pydantic import (
 )
 
 from rlhf_kit.errors import DataError
+from rlhf_kit_data.records import parse
 
+Schema = TypeVar("Schema", bound=BaseModel)
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -51,10 +52,13 @@ class DemonstrationRow(PromptRow):
 
 
 class ComparisonRow(PromptRow):
-    """K completions of one prompt and their ranks, 0 = best, equal = tied."""
+    """K completions of one prompt and their ranks, 0 = best, equal = tied.
+
+    A completion without a rank (None) was not judged, and takes part in no pair.
+    """
 
     completions: list[Text] = Field(min_length=2)
-    ranks: list[int]
+    ranks: list[Annotated[int, Field(ge=0)] | None]
     scores: list[float] | None = None  # the labeler's own, where it has them
     finished: list[bool] | None = None  # False: cut off before an end of sequence
 
@@ -66,6 +70,9 @@ class ComparisonRow(PromptRow):
                 raise ValueError(
                     f"{name} has {len(value)} entries for {len(self.completions)} completions"
                 )
+        ranked = sum(rank is not None for rank in self.ranks)
+        if ranked < 2:
+            raise ValueError(f"ranks has {ranked} that are not null; a comparison takes two")
         return self
 
 
@@ -76,38 +83,51 @@ KINDS: dict[str, type[BaseModel]] = {
 }
 
 
+def has_pair(ranks: Sequence[int | None]) -> bool:
+    """Whether one of the ranked completions is better than another."""
+    return len({rank for rank in ranks if rank is not None}) > 1
+
+
 def read_rows(path: Path, kind: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSONL file, checked.
 
     Raises:
-        DataError: the file is missing, not UTF-8, empty, or a line is not such a row. The message
-            names the file and the line.
+        DataError: the file is missing, not UTF-8, empty, or a line is not such a row, and the
+            message names the file and the line; or there are comparisons, but all of them ties.
     """
     schema = KINDS[kind]
     if not path.is_file():
         raise DataError(f"{path}: no such file; a {kind} file has one JSON object a line")
-    seen = False
+    seen, usable = False, kind != "comparisons"
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     seen = True
-                    yield _row(line, schema, f"{path}:{number}")
+                    where = f"{path}:{number}"
+                    row = check(parse(line, where), schema, where).model_dump(exclude_none=True)
+                    usable = usable or has_pair(row["ranks"])
+                    yield row
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if not seen:
         raise DataError(f"{path}: the file has no rows")
+    if not usable:
+        raise DataError(f"{path}: no row ranks one completion above another; all are ties")
 
 
-def _row(line: str, schema: type[BaseModel], where: str) -> dict[str, Any]:
+def check(value: Any, schema: type[Schema], where: str, form: str = "") -> Schema:
+    """``value`` as a ``schema``, or a DataError that says where, and what ``form`` it should have.
+
+    The form is named only if keys are missing or of other types.
+    """
     try:
-        return schema.model_validate(json.loads(line)).model_dump(exclude_none=True)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+        return schema.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
         if first["type"] == "string_too_short":
             reason = "is empty"
-        raise DataError(f"{where}: {key + ': ' if key else ''}{reason}") from error
+        form = f"; {form}" if form and first["type"] != "value_error" else ""
+        raise DataError(f"{where}: {key + ': ' if key else ''}{reason}{form}") from error

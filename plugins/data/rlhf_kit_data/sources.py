@@ -1,4 +1,4 @@
-"""Data sources over the `datasets` library."""
+"""Data sources of files in the project's own format, and running text."""
 
 from __future__ import annotations
 
@@ -8,22 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import datasets
-import pyarrow
-
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Context
 from rlhf_kit.types.samples import Row
 from rlhf_kit_data.options import CollectedOptions, JsonlOptions, TextOptions
 from rlhf_kit_data.rows import read_rows
-
-SPLITS = ("train", "validation", "test")
-
-
-def split_of(key: str) -> str:
-    """The split of a row that does not say: 80/10/10 by a hash, so equal prompts stay together."""
-    bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") % 10
-    return SPLITS[max(0, bucket - 7)]
+from rlhf_kit_data.splits import SPLITS, split_of
+from rlhf_kit_data.table import SplitTable
 
 
 class Jsonl:
@@ -36,22 +27,10 @@ class Jsonl:
         self._path = options.path
         rows = list(read_rows(self._path, self.kind))
         names = [row.pop("split", None) or split_of(_prompt_key(row)) for row in rows]
-        try:
-            self._table = datasets.Dataset.from_list(rows)
-        except pyarrow.ArrowException as error:
-            cause = str(error).splitlines()[0]
-            raise DataError(
-                f"{self._path}: a key holds values of different types ({cause}); use one type"
-            ) from error
-        self._places = {s: [i for i, n in enumerate(names) if n == s] for s in SPLITS}
+        self._table = SplitTable(str(self._path), rows, names)
 
     def split(self, name: str) -> Sequence[Row]:
-        places = self._places[name]
-        if not places:
-            raise DataError(f"{self._path}: no rows of split {name!r}")
-        # from_list gives every row every column; a key that a row did not have is None there.
-        chosen = self._table.select(places).to_list()
-        return [{k: v for k, v in row.items() if v is not None} for row in chosen]
+        return self._table.split(name)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._path.read_bytes()).hexdigest()

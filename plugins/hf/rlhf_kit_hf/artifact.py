@@ -10,6 +10,7 @@ from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.errors import RecipeError
 
 NOTE = "memory.json"
+BACKBONE = "backbone"  # the key of the frozen weights that the folder's weights were trained on
 
 
 def write_note(folder: Path, strategy: str, **details: Any) -> None:
@@ -24,8 +25,14 @@ def check_note(folder: Path, strategy: str, **details: Any) -> None:
         raise RecipeError(f"{folder}: holds no trained weights ({NOTE} is missing)")
     found = json.loads(path.read_text())
     for key, value in {"strategy": strategy, **details}.items():
-        if found.get(key) != value:
+        if found.get(key) == value:
+            continue
+        if key == BACKBONE:
             raise RecipeError(
-                f"{folder}: was written with memory {key} {found.get(key)!r}, the recipe has "
-                f"{value!r}; use the same memory block, or train that stage again"
+                f"{folder}: was trained on the backbone {found.get(key) or 'unknown'!r}, and here "
+                f"is {value!r}; use the same model block, or train that stage again"
             )
+        raise RecipeError(
+            f"{folder}: was written with memory {key} {found.get(key)!r}, the recipe has "
+            f"{value!r}; use the same memory block, or train that stage again"
+        )

@@ -44,11 +44,14 @@ def decode(
     tokens[:, :width] = prompts.tokens
     done = torch.zeros(batch, dtype=torch.bool, device=device)
     with role.decoding() as model, _captured(role.boundary) as trunk:
-        cache = DynamicCache(config=model.config)
+        cache, logprobs = DynamicCache(config=model.config), []
         begin, end = 0, width  # the columns fed next
         while end < total and not bool(done.all()):
             states = _step(model, tokens, mask, positions, begin, end, cache)
-            chosen = sample_tokens(role.head(states), sampling.temperature, sampling.generator)
+            chosen, chances = sample_tokens(
+                role.head(states), sampling.temperature, sampling.generator
+            )
+            logprobs.append(chances)
             tokens[:, end] = torch.where(done, pad, chosen)
             done |= chosen == eos
             begin, end = end, end + 1
@@ -65,6 +68,7 @@ def decode(
         temperature=sampling.temperature,
         decode=to_text,
         trunk=torch.cat(trunk, 1) if trunk else None,
+        sampled_logprobs=torch.stack(logprobs, 1) if logprobs else None,
     )
 
 

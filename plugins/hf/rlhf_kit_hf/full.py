@@ -16,9 +16,10 @@ from torch.nn import Module, Parameter
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
-from rlhf_kit.ops.sequence import position_ids
 from rlhf_kit_hf.artifact import write_note
+from rlhf_kit_hf.layers import decoder_layers
 from rlhf_kit_hf.options import FullOptions
+from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
 
 
@@ -29,18 +30,22 @@ class FullRole:
 
     def __init__(self, model: Any, *, trainable: bool) -> None:
         self._model = model.requires_grad_(trainable)
-        self.hidden_size: int = model.config.get_text_config().hidden_size
+        self.config = model.config.get_text_config()
+        self.hidden_size: int = self.config.hidden_size
+        self.layers = decoder_layers(model.base_model)
 
-    def hidden(self, tokens: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
-        output = self._model.base_model(
-            input_ids=tokens,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
-        )
-        return output.last_hidden_state
+    def hidden(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        trunk: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        return run_decoder(self._model.base_model, mask, positions, input_ids=tokens)
 
-    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor | None:
+    def encode(
+        self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None
+    ) -> Tensor | None:
         return None
 
     def head(self, states: Tensor) -> Tensor:

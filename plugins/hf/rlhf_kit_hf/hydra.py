@@ -8,7 +8,7 @@ probe at build time refuses the models for which trunk and branch together are n
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch.nn import Module, ModuleList, Parameter
 from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
-from rlhf_kit.ops.sequence import position_ids
-from rlhf_kit_hf.artifact import write_note
+from rlhf_kit_hf.artifact import BACKBONE, write_note
+from rlhf_kit_hf.layers import layer_list
 from rlhf_kit_hf.options import HydraOptions
+from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
 
 WEIGHTS = "branch.safetensors"
@@ -34,17 +35,6 @@ def _view(module: Any, **replaced: Module) -> Any:
     view = copy.copy(module)
     view._modules = {**module._modules, **replaced}
     return view
-
-
-def _layers_name(base: Module) -> str:
-    """The attribute that holds the decoder's layers."""
-    depth = base.config.get_text_config().num_hidden_layers
-    for name, child in base.named_children():
-        if isinstance(child, ModuleList) and len(child) == depth:
-            return name
-    raise RecipeError(
-        f"memory: hydra finds no list of {depth} layers in {type(base).__name__}; use lora or full"
-    )
 
 
 def _with_layers(
@@ -67,7 +57,12 @@ class Trunk:
     def __init__(self, model: Any, trainable_layers: int) -> None:
         self.model, base = model, model.base_model
         self.base = base
-        self.layers_name = _layers_name(base)
+        owner, self.layers_name = layer_list(base)
+        if owner is not base:
+            raise RecipeError(
+                f"memory: hydra cannot split {type(model).__name__}: its layers are not in "
+                f"{type(base).__name__} itself; use memory lora or full"
+            )
         layers = getattr(base, self.layers_name)
         if trainable_layers >= len(layers):
             raise RecipeError(
@@ -88,24 +83,20 @@ class Trunk:
         self._encoder = _with_layers(base, self.layers_name, 0, self.lower, **without)
 
     @torch.no_grad()
-    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Activations [B, T, H] at the split."""
-        output = self._encoder(
-            input_ids=tokens,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
-        )
-        return output.last_hidden_state
+        return run_decoder(self._encoder, mask, positions, input_ids=tokens)
 
 
 class HydraRole:
     """A branch of its own over the shared trunk."""
 
-    def __init__(self, trunk: Trunk, *, trainable: bool) -> None:
-        self._trunk = trunk
-        self.hidden_size: int = trunk.model.config.get_text_config().hidden_size
+    def __init__(self, trunk: Trunk, shape: dict[str, Any], *, trainable: bool) -> None:
+        self._trunk, self._shape = trunk, shape
+        self.config = trunk.model.config.get_text_config()
+        self.hidden_size: int = self.config.hidden_size
         upper = [copy.deepcopy(layer) for layer in trunk.upper]
+        self.layers: Sequence[Module] = upper
         after = {name: copy.deepcopy(child) for name, child in trunk.after.items()}
         name, base = trunk.layers_name, trunk.base
         self._branch = _with_layers(base, name, trunk.split, upper, **after)
@@ -117,18 +108,18 @@ class HydraRole:
         self._trainable = trainable
         self.boundary: Module = upper[0]
 
-    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return self._trunk.encode(tokens, mask)
+    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        return self._trunk.encode(tokens, mask, positions)
 
-    def hidden(self, tokens: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
-        trunk = self.encode(tokens, mask) if trunk is None else trunk
-        output = self._branch(
-            inputs_embeds=trunk,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
-        )
-        return output.last_hidden_state
+    def hidden(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        trunk: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        trunk = self.encode(tokens, mask, positions) if trunk is None else trunk
+        return run_decoder(self._branch, mask, positions, inputs_embeds=trunk)
 
     def head(self, states: Tensor) -> Tensor:
         return self._trunk.model.get_output_embeddings()(states)
@@ -155,7 +146,7 @@ class HydraRole:
 
     def save(self, folder: Path) -> None:
         save_tensors(folder / WEIGHTS, self._named_parameters())
-        write_note(folder, HydraMemory.name, split=self._trunk.split)
+        write_note(folder, HydraMemory.name, **self._shape)
 
 
 class HydraMemory(Strategy):
@@ -167,10 +158,10 @@ class HydraMemory(Strategy):
         self._probe()
 
     def shape(self) -> dict[str, Any]:
-        return {"split": self._trunk.split}
+        return {BACKBONE: self.backbone, "split": self._trunk.split}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> HydraRole:
-        role = HydraRole(self._trunk, trainable=trainable)
+        role = HydraRole(self._trunk, self.shape(), trainable=trainable)
         if start is not None:
             role.load_state_dict(load_file(start / WEIGHTS))
         return role
@@ -182,14 +173,10 @@ class HydraMemory(Strategy):
         tokens = torch.arange(3, 19, device=self.device).remainder(vocabulary).view(2, 8)
         mask = torch.ones_like(tokens, dtype=torch.bool)
         mask[0, :3] = False
-        expected = self.model.base_model(
-            input_ids=tokens,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
-        ).last_hidden_state[mask]
+        expected = run_decoder(self.model.base_model, mask, None, input_ids=tokens)[mask]
         try:
-            found = HydraRole(self._trunk, trainable=False).hidden(tokens, mask)[mask]
+            role = HydraRole(self._trunk, self.shape(), trainable=False)
+            found = role.hidden(tokens, mask)[mask]
         except Exception as error:  # a decoder that is not embeddings, layers, norm: any may come
             raise RecipeError(
                 f"memory: hydra cannot split {type(self.model).__name__}: its parts do not run "

@@ -21,9 +21,10 @@ from torch.nn import Module, Parameter
 
 from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.interfaces import Context, ModelSource
-from rlhf_kit.ops.sequence import position_ids
-from rlhf_kit_hf.artifact import write_note
+from rlhf_kit_hf.artifact import BACKBONE, write_note
+from rlhf_kit_hf.layers import decoder_layers
 from rlhf_kit_hf.options import LoraOptions
+from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
 
 WEIGHTS = "adapter_model.safetensors"  # peft's own file name, so that peft can load the folder
@@ -39,7 +40,9 @@ class LoraRole:
     ) -> None:
         self._model, self._adapter, self._shape = model, adapter, shape
         self._trainable = trainable
-        self.hidden_size: int = model.config.get_text_config().hidden_size
+        self.config = model.config.get_text_config()
+        self.hidden_size: int = self.config.hidden_size
+        self.layers = decoder_layers(model.get_base_model().base_model)
         for _, parameter in self._named_parameters():
             parameter.requires_grad_(trainable)
 
@@ -48,16 +51,18 @@ class LoraRole:
             self._model.set_adapter(self._adapter, inference_mode=True)
         return self._model.get_base_model()
 
-    def hidden(self, tokens: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
-        output = self._activate().base_model(
-            input_ids=tokens,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
-        )
-        return output.last_hidden_state
+    def hidden(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        trunk: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        return run_decoder(self._activate().base_model, mask, positions, input_ids=tokens)
 
-    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor | None:
+    def encode(
+        self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None
+    ) -> Tensor | None:
         return None
 
     def head(self, states: Tensor) -> Tensor:
@@ -113,7 +118,12 @@ class LoraMemory(Strategy):
         modules = o.target_modules
         if not isinstance(modules, str):
             modules = sorted(modules)
-        return {"rank": o.rank, "alpha": o.alpha, "target_modules": modules}
+        return {
+            BACKBONE: self.backbone,
+            "rank": o.rank,
+            "alpha": o.alpha,
+            "target_modules": modules,
+        }
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> LoraRole:
         config = LoraConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,18 @@ class TextOptions(Options):
     )
 
 
-class PretrainedOptions(TextOptions):
+class ModelOptions(TextOptions):
+    """Shared by all model sources."""
+
+    layers: int | None = Field(
+        None,
+        ge=1,
+        description="keep only so many of the lowest layers: a smaller model of the same family, "
+        "for a reward model beside a larger policy; null: all",
+    )
+
+
+class PretrainedOptions(ModelOptions):
     """A hub id, or a folder in the same form."""
 
     name: str = Field(
@@ -53,8 +65,12 @@ class PretrainedOptions(TextOptions):
             raise ValueError(f"no such folder: {folder}")
         return name
 
+    def idle(self) -> Mapping[str, str]:
+        is_folder = Path(self.name).is_dir()
+        return {"revision": "the model is a local folder"} if is_folder else {}
 
-class GGUFOptions(TextOptions):
+
+class GGUFOptions(ModelOptions):
     """A GGUF file, alone or inside an installed Python package."""
 
     package: str | None = Field(None, description="importable package that carries the file")
@@ -103,6 +119,18 @@ class LoraOptions(MemoryOptions):
     target_modules: str | list[str] = Field(
         "all-linear",
         description='module names, or "all-linear" for every linear layer but the head',
+    )
+
+
+class SeparateValueOptions(Options):
+    """A critic with weights of its own."""
+
+    start: StageRef | None = stage_ref(
+        "reward_model",
+        default=None,
+        alias="from",
+        description="the reward model to start from, as published (arXiv:2203.02155, app. C.4); "
+        "null: the pretrained model",
     )
 
 

@@ -47,9 +47,16 @@ def rlhf_components() -> Iterable[Component]:
         "One frozen backbone, a LoRA adapter for each role.",
     )
     yield Component(
+        "value",
+        "separate",
+        f"{package}.critic:SeparateCritic",
+        options.SeparateValueOptions,
+        "A critic with weights of its own, from the reward model.",
+    )
+    yield Component(
         "reward",
         "reward_model",
-        f"{package}.reward_model:TrainedReward",
+        f"{package}.trained_reward:TrainedReward",
         options.TrainedRewardOptions,
         "The score of a reward model that an earlier stage trained.",
     )

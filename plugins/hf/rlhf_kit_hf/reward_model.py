@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from rlhf_kit.engine.checkpoint import save_tensors, write_json
-from rlhf_kit.interfaces import Context, Memory
-from rlhf_kit.ops.sequence import last_index
-from rlhf_kit.types import Samples, TextBatch
-from rlhf_kit_hf.options import TrainedRewardOptions
+from rlhf_kit.types import PackedTexts, Samples, TextBatch
+from rlhf_kit_hf.packing import can_pack, should_pack
+from rlhf_kit_hf.pooling import pool
+from rlhf_kit_hf.proof import check_proof, write_proof
 from rlhf_kit_hf.role import Role
 
 HEAD, HEAD_CONFIG = "reward_head.safetensors", "reward_head.json"
@@ -34,49 +36,72 @@ class TransformersRewardModel:
         self,
         role: Role,
         device: torch.device,
+        dtype: torch.dtype,
         *,
         pooling: str = "last",
         init_std: float | None = None,
         trainable: bool = True,
     ) -> None:
-        self._role, self._device, self.pooling = role, device, pooling
+        self._role, self._device, self._dtype, self.pooling = role, device, dtype, pooling
         self._head = nn.Linear(role.hidden_size, 1, device=device)  # float32 whatever the backbone
         # Std 1/sqrt(d + 1), bias 0: arXiv:2009.01325 as in openai/summarize-from-feedback.
         std = 1.0 / math.sqrt(role.hidden_size + 1) if init_std is None else init_std
         nn.init.normal_(self._head.weight, std=std)
         nn.init.zeros_(self._head.bias)
         self._head.requires_grad_(trainable)
-        self.bias = 0.0
 
-    def encode(self, texts: TextBatch) -> TextBatch:
-        on_device = TextBatch(
-            texts.tokens.to(self._device),
-            texts.mask.to(self._device),
-            texts.target.to(self._device),
-        )
-        trunk = self._role.encode(on_device.tokens, on_device.mask)
-        return TextBatch(on_device.tokens, on_device.mask, on_device.target, trunk)
+    def encode(self, texts: PackedTexts) -> PackedTexts:
+        packed, on_device = self._packs(texts), texts.to(self._device)
+        if packed:
+            trunk = self._role.encode(on_device.tokens, on_device.visible(), on_device.positions)
+            return replace(on_device, trunk=trunk)
+        rows, _ = on_device.unpacked()
+        trunk = self._role.encode(rows.tokens, rows.mask)
+        return on_device if trunk is None else on_device.with_trunk(trunk)
 
-    def features(self, texts: TextBatch) -> Tensor:
-        tokens, mask = texts.tokens.to(self._device), texts.mask.to(self._device)
-        trunk = None if texts.trunk is None else texts.trunk.to(self._device)
-        hidden = self._role.hidden(tokens, mask, trunk)  # [B, T, H]
-        return self._pool(hidden, mask, texts.target.to(self._device)).float()
+    def features(self, texts: PackedTexts) -> Tensor:
+        packed, texts = self._packs(texts), texts.to(self._device)
+        if packed:
+            states = self._role.hidden(
+                texts.tokens, texts.visible(), texts.trunk, texts.positions
+            )  # [G, T, H]
+            return pool(states, texts.places(), self.pooling)
+        rows, exists = texts.unpacked()
+        found = self._text_features(rows)  # [N, H]
+        features = found.new_zeros((*exists.shape, found.shape[1]))
+        features[exists] = found
+        return features
+
+    def compare(self, texts: PackedTexts) -> Tensor:
+        scores = self._head(self.features(texts)).squeeze(-1)  # [G, K]
+        return torch.where((texts.lengths() > 0).to(self._device), scores, 0.0)
 
     def score(self, texts: TextBatch) -> Tensor:
-        return self._head(self.features(texts)).squeeze(-1) + self.bias
+        return self._head(self._text_features(texts)).squeeze(-1)
+
+    def _text_features(self, texts: TextBatch) -> Tensor:
+        """[B, H] float32"""
+        tokens, mask = texts.tokens.to(self._device), texts.mask.to(self._device)
+        trunk = None if texts.trunk is None else texts.trunk.to(self._device)
+        states = self._role.hidden(tokens, mask, trunk)  # [B, T, H]
+        places = mask if self.pooling == "last" else mask & texts.target.to(self._device)
+        return pool(states, places[:, None], self.pooling).squeeze(1)
+
+    @cached_property
+    def _can_pack(self) -> bool:
+        return can_pack(self._role, self._device)
+
+    def _packs(self, texts: PackedTexts) -> bool:
+        return should_pack(texts, self._role.config) and self._can_pack
 
     @torch.no_grad()
     def set_head(self, weight: Tensor, bias: float) -> None:
         self._head.weight.copy_(weight[None])
         self._head.bias.fill_(bias)
 
-    def _pool(self, hidden: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), last_index(mask)]
-        target = (target & mask)[..., None]
-        total = torch.where(target, hidden.float(), 0.0).sum(1)
-        return total / target.sum(1).clamp(min=1)
+    @torch.no_grad()
+    def shift(self, delta: float) -> None:
+        self._head.bias += delta
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
@@ -89,48 +114,38 @@ class TransformersRewardModel:
         )
         return self.score(texts)
 
+    def values(self, samples: Samples) -> Tensor:
+        """[B, R] float32, with gradients: the head at the state that chose each token."""
+        tokens, mask = samples.tokens.to(self._device), samples.token_mask.to(self._device)
+        trunk = None if samples.trunk is None else samples.trunk.to(self._device)
+        begin = samples.prompts.tokens.shape[1] - 1
+        states = self._role.hidden(tokens, mask, trunk)[:, begin:-1]  # [B, R, H]
+        return self._head(states.float()).squeeze(-1).to(samples.response_tokens.device)
+
     def parameters(self) -> Iterable[Parameter]:
         yield from self._role.parameters()
         yield from self._head.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "role": self._role.state_dict(),
-            "head": self._head.state_dict(),
-            "bias": self.bias,
-        }
+        return {"role": self._role.state_dict(), "head": self._head.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._role.load_state_dict(state["role"])
         self._head.load_state_dict(state["head"])
-        self.bias = state["bias"]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, proof: TextBatch | None = None) -> None:
         self._role.save(folder)
         save_tensors(folder / HEAD, self._head.state_dict())
-        write_json(folder / HEAD_CONFIG, {"pooling": self.pooling, "bias": self.bias})
+        write_json(folder / HEAD_CONFIG, {"pooling": self.pooling})
+        if proof is not None:
+            write_proof(folder, self.score, proof, self._dtype, self._device)
 
     def load_head(self, folder: Path) -> None:
-        """Take head, pooling and bias from the folder of a trained reward model."""
+        """Take head and pooling from the folder of a trained reward model.
+
+        Raises:
+            NumericsError: the scores of the folder's proof come out differently.
+        """
         self._head.load_state_dict(load_file(folder / HEAD))
-        config = json.loads((folder / HEAD_CONFIG).read_text())
-        self.pooling, self.bias = config["pooling"], config["bias"]
-
-
-class TrainedReward:
-    """The reward component: a reward model that an earlier stage trained, loaded when it runs."""
-
-    needs_models = True
-
-    def __init__(self, options: TrainedRewardOptions, context: Context) -> None:
-        self._options, self._context = options, context
-        self._model: TransformersRewardModel | None = None
-
-    def load(self, memory: Memory) -> None:
-        folder = self._context.artifact(self._options.start)
-        self._model = memory.reward_model(folder, trainable=False)
-
-    def __call__(self, samples: Samples) -> Tensor:
-        if self._model is None:
-            raise RuntimeError("TrainedReward: load() has not been called")
-        return self._model(samples)
+        self.pooling = json.loads((folder / HEAD_CONFIG).read_text())["pooling"]
+        check_proof(folder, self.score, self._dtype, self._device)

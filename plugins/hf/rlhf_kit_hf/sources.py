@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit_hf.options import GGUFOptions, PretrainedOptions
+from rlhf_kit_hf.layers import check_depth, keep_layers
+from rlhf_kit_hf.options import GGUFOptions, ModelOptions, PretrainedOptions
 from rlhf_kit_hf.tokenizer import ChatTokenizer
 
 transformers.utils.logging.disable_progress_bar()  # the run shows its own
@@ -48,18 +50,23 @@ class PretrainedSource:
 
     def tokenizer(self) -> ChatTokenizer:
         config = self._call(AutoConfig)
+        check_depth(config, self._options.layers)  # before any weights are loaded
         return ChatTokenizer(self._call(AutoTokenizer), self._options, _context_length(config))
 
     def fingerprint(self) -> dict[str, Any]:
         folder = Path(self._options.name)
         if not folder.is_dir():
-            return {"name": self._options.name, "revision": self._options.revision}
+            hub = {"name": self._options.name, "revision": self._options.revision}
+            return hub | _cut(self._options)
         kinds = ("*.safetensors", "*.json", "*.jinja", "*.model")
         files = sorted(path for kind in kinds for path in folder.glob(kind))
-        return {"files": {path.name: _hash(path) for path in files}}
+        return {"files": {path.name: _hash(path) for path in files}} | _cut(self._options)
 
     def load(self, dtype: torch.dtype) -> Any:
-        return self._call(AutoModelForCausalLM, dtype=dtype, use_safetensors=True).eval()
+        model = self._call(AutoModelForCausalLM, dtype=dtype, use_safetensors=True).eval()
+        if self._options.layers is not None:
+            keep_layers(model, self._options.layers)
+        return model
 
 
 class GGUFSource:
@@ -70,7 +77,7 @@ class GGUFSource:
         self._path = _locate(options)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"gguf": _hash(self._path)}
+        return {"gguf": _hash(self._path)} | _cut(self._options)
 
     def tokenizer(self) -> ChatTokenizer:
         return self._converted().tokenizer()
@@ -91,7 +98,18 @@ def _cache() -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "rlhf_kit") / "models"
 
 
+def _cut(options: ModelOptions) -> dict[str, Any]:
+    return {} if options.layers is None else {"layers": options.layers}
+
+
 def _hash(path: Path) -> str:
+    status = path.stat()
+    return _hash_as_of(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _hash_as_of(path: Path, modified: int, size: int) -> str:
+    """Large files are asked for several times in a run, and read once."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +14,7 @@ from rlhf_kit.engine.precision import resolve_dtype
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit_hf.artifact import check_note
+from rlhf_kit_hf.dropout import add_residual_dropout
 from rlhf_kit_hf.options import MemoryOptions
 from rlhf_kit_hf.policy import TransformersPolicy
 from rlhf_kit_hf.reward_model import HEAD, TransformersRewardModel
@@ -33,7 +37,18 @@ class Strategy:
         self.model = source.load(self.dtype).to(self.device)
         self.model.requires_grad_(False)
         self.tokenizer = context.tokenizer
+        self._source = source
         _check_head(self.model)
+
+    @cached_property
+    def backbone(self) -> str:
+        """What the frozen weights are, for people and as a hash of the model source."""
+        config = self.model.config.get_text_config()
+        text = json.dumps(self._source.fingerprint(), sort_keys=True, default=str)
+        return (
+            f"{config.model_type} {config.num_hidden_layers} x {config.hidden_size} "
+            f"{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        )
 
     def shape(self) -> dict[str, Any]:
         """What must agree between the run that wrote a folder and the one that reads it."""
@@ -49,10 +64,18 @@ class Strategy:
         return self.role(name, start, trainable=trainable)
 
     def policy(
-        self, start: Path | None, *, reference: Path | None = None, trainable: bool = True
+        self,
+        start: Path | None,
+        *,
+        reference: Path | None = None,
+        trainable: bool = True,
+        residual_dropout: float = 0.0,
     ) -> TransformersPolicy:
+        role = self._role("policy", start, trainable=trainable)
+        if residual_dropout > 0:
+            add_residual_dropout(role.layers, residual_dropout)
         return TransformersPolicy(
-            self._role("policy", start, trainable=trainable),
+            role,
             lambda: self._role("reference", reference, trainable=False),
             self.tokenizer,
             self.device,
@@ -62,7 +85,7 @@ class Strategy:
         self, start: Path | None, *, trainable: bool = True, **head: Any
     ) -> TransformersRewardModel:
         role = self._role("reward", start, trainable=trainable)
-        model = TransformersRewardModel(role, self.device, trainable=trainable, **head)
+        model = TransformersRewardModel(role, self.device, self.dtype, trainable=trainable, **head)
         if start is not None and (start / HEAD).is_file():
             model.load_head(start)
         return model

@@ -9,8 +9,14 @@ import torch
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.ops.sequence import pad
-from rlhf_kit.types import ComparisonBatch, Prompts, TextBatch
+from rlhf_kit.types import ComparisonBatch, PackedTexts, Prompts, Sampling, TextBatch
 from rlhf_kit.types.samples import Row
+from rlhf_kit_instructgpt.options import SamplingOptions
+
+
+def sampling_of(options: SamplingOptions, generator: torch.Generator) -> Sampling:
+    """How a stage samples."""
+    return Sampling(options.max_new_tokens, options.temperature, generator)
 
 
 def _shown(row: Row) -> str:
@@ -28,10 +34,33 @@ def check_prompts(rows: Iterable[Row], tokenizer: Tokenizer, room: int) -> None:
             )
 
 
+def short_prompts(rows: Sequence[Row], tokenizer: Tokenizer, most: int | None) -> list[Row]:
+    """The rows whose prompt has at most ``most`` tokens. Raises DataError when none has."""
+    kept = [row for row in rows if most is None or len(tokenizer.prompt(row)) <= most]
+    if not kept:
+        raise DataError(f"max_prompt_tokens: none of {len(rows)} prompts has at most {most} tokens")
+    return kept
+
+
 def prompt_batch(rows: Sequence[Row], tokenizer: Tokenizer) -> Prompts:
     """One group per row."""
     tokens, mask = pad([tokenizer.prompt(row) for row in rows], tokenizer.pad_id, left=True)
     return Prompts(tokens, mask, list(rows), torch.arange(len(rows)))
+
+
+def _response(
+    row: Row, prompt: list[int], text: str, finished: bool, tokenizer: Tokenizer
+) -> list[int]:
+    """The tokens of a response, which must say something and fit behind its prompt."""
+    answer = tokenizer.response(text, finished=finished)
+    if not text.strip():
+        raise DataError(f"row {_shown(row)!r}: the response is empty")
+    if len(prompt) + len(answer) > tokenizer.max_length:
+        raise DataError(
+            f"row {_shown(row)!r}: {len(prompt) + len(answer)} tokens exceed the context of "
+            f"{tokenizer.max_length}"
+        )
+    return answer
 
 
 def answered(pairs: Iterable[tuple[Row, str, bool]], tokenizer: Tokenizer) -> TextBatch:
@@ -47,14 +76,7 @@ def answered(pairs: Iterable[tuple[Row, str, bool]], tokenizer: Tokenizer) -> Te
     begins: list[int] = []
     for row, response, finished in pairs:
         prompt = tokenizer.prompt(row)
-        answer = tokenizer.response(response, finished=finished)
-        if not response.strip():
-            raise DataError(f"row {_shown(row)!r}: the response is empty")
-        if len(prompt) + len(answer) > tokenizer.max_length:
-            raise DataError(
-                f"row {_shown(row)!r}: {len(prompt) + len(answer)} tokens exceed the context of "
-                f"{tokenizer.max_length}"
-            )
+        answer = _response(row, prompt, response, finished, tokenizer)
         tokens.append(prompt + answer)
         begins.append(len(prompt))
     padded, mask = pad(tokens, tokenizer.pad_id)
@@ -85,23 +107,31 @@ def text_blocks(rows: Sequence[Row], tokenizer: Tokenizer, length: int) -> TextB
 
 
 def comparison_batch(rows: Sequence[Row], tokenizer: Tokenizer) -> ComparisonBatch:
-    """Every completion once, and for each prompt which ones are its own."""
+    """All completions of a prompt in one element. A rank of None means not ranked: -1.
+
+    Raises:
+        DataError: a prompt and a completion longer than the context, or an empty completion.
+    """
     widest = max(len(row["completions"]) for row in rows)
-    index = torch.zeros((len(rows), widest), dtype=torch.long)
     ranks = torch.zeros((len(rows), widest), dtype=torch.long)
     mask = torch.zeros((len(rows), widest), dtype=torch.bool)
     gold = torch.zeros((len(rows), widest))
-    pairs: list[tuple[Row, str, bool]] = []
+    prompts: list[list[int]] = []
+    completions: list[list[list[int]]] = []
     for g, row in enumerate(rows):
         count = len(row["completions"])
         mask[g, :count] = True
-        ranks[g, :count] = torch.tensor(row["ranks"])
-        index[g, :count] = torch.arange(len(pairs), len(pairs) + count)
+        ranks[g, :count] = torch.tensor([-1 if rank is None else rank for rank in row["ranks"]])
         if "scores" in row:
             gold[g, :count] = torch.tensor(row["scores"])
         finished = row.get("finished") or [True] * count
-        pairs += [(row, c, f) for c, f in zip(row["completions"], finished, strict=True)]
+        prompts.append(tokenizer.prompt(row))
+        completions.append(
+            [
+                _response(row, prompts[-1], text, ended, tokenizer)
+                for text, ended in zip(row["completions"], finished, strict=True)
+            ]
+        )
+    texts = PackedTexts.of(prompts, completions, tokenizer.pad_id)
     has_gold = all("scores" in row for row in rows)
-    return ComparisonBatch(
-        answered(pairs, tokenizer), index, ranks, mask, gold if has_gold else None
-    )
+    return ComparisonBatch(texts, ranks, mask, gold if has_gold else None)

@@ -8,10 +8,10 @@ from typing import Any
 
 from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.scoring import load_models, probe_labeler
-from rlhf_kit.interfaces import Context, Labeler, StageRun
-from rlhf_kit.types import Samples, Sampling
+from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful
+from rlhf_kit.types import Samples
 from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch
+from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of
 from rlhf_kit_instructgpt.options import CollectOptions
 
 
@@ -48,11 +48,14 @@ class Collect:
         memory = self._context.memory()
         load_models(self._labeler, memory)
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
-        sampling = Sampling(o.sampling.max_new_tokens, o.sampling.temperature, run.generator)
+        sampling = sampling_of(o.sampling, run.generator)
         size = max(1, o.sampling.batch_size // o.completions)
         chunks = [self._rows[i : i + size] for i in range(0, len(self._rows), size)]
         done = Rows()
-        for step in run.steps(len(chunks), {"rows": done}, unit="batch"):
+        state: dict[str, Stateful] = {"rows": done}
+        if isinstance(self._labeler, Stateful):
+            state["labeler"] = self._labeler
+        for step in run.steps(len(chunks), state, unit="batch"):
             rows = [row for row, _ in chunks[step]]
             prompts = prompt_batch(rows, self._context.tokenizer).repeat(o.completions)
             samples = policy.generate(prompts, sampling)

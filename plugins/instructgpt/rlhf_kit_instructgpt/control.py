@@ -1,10 +1,19 @@
-"""Controllers of the KL coefficient beta."""
+"""Controllers of the KL coefficient beta and of the pretraining coefficient gamma, and a bound."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from rlhf_kit_instructgpt.options import AdaptiveKLOptions, FixedKLOptions
+from rlhf_kit.interfaces import KLController, Stateful
+from rlhf_kit_instructgpt.options import (
+    AdaptiveKLOptions,
+    AdaptivePtxOptions,
+    FixedKLOptions,
+    FixedPtxOptions,
+)
 
 
 class FixedKL:
@@ -40,3 +49,84 @@ class AdaptiveKL:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.coefficient = state["coefficient"]
+
+
+class FixedPtx:
+    """gamma stays as the recipe gives it, as in InstructGPT."""
+
+    every = 0
+
+    def __init__(self, options: FixedPtxOptions) -> None:
+        self.coefficient = 0.0
+
+    def update(self, perplexity: float) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.coefficient = state["coefficient"]
+
+
+class AdaptivePtx:
+    """gamma rises while the held-out perplexity is over its budget, and falls while it is under.
+
+    With p0 the perplexity before any update and budget b, each measurement p multiplies gamma by
+    ``exp(gain * clip((p - p0 (1 + b)) / (p0 b), -1, 1))``: e^-gain at the start of the budget, 1
+    at its end. Of our own; the paper's gamma is fixed.
+    """
+
+    def __init__(self, options: AdaptivePtxOptions) -> None:
+        self._options, self.every = options, options.every
+        self.coefficient = 0.0
+        self._first: float | None = None
+
+    def update(self, perplexity: float) -> None:
+        o = self._options
+        if self._first is None:
+            self._first = perplexity  # nothing has been trained yet: there is nothing to correct
+            return
+        over = (perplexity - self._first * (1 + o.budget)) / (self._first * o.budget)
+        factor = math.exp(o.gain * min(max(over, -1.0), 1.0))
+        self.coefficient = min(max(self.coefficient * factor, o.least), o.most)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coefficient": self.coefficient, "first": self._first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.coefficient, self._first = state["coefficient"], state["first"]
+
+
+class KLLimit:
+    """Ends the training, or takes it back, when the KL of a rollout passes a bound."""
+
+    def __init__(
+        self, limit: float | None, action: str, factor: float, parts: Mapping[str, Stateful]
+    ) -> None:
+        self._limit, self._action, self._factor = limit, action, factor
+        self._parts = parts
+        self._good: dict[str, Any] = {}  # the parts as they were at the last rollout within bounds
+        self.rollbacks = 0
+
+    def check(self, kl: float, controller: KLController) -> Literal["go on", "stop", "rollback"]:
+        """Judge a rollout before it is learned from. A rollback has happened when this returns."""
+        if self._limit is None:
+            return "go on"
+        if kl <= self._limit:
+            if self._action == "rollback":
+                self._good = copy.deepcopy({n: p.state_dict() for n, p in self._parts.items()})
+            return "go on"
+        if self._action == "stop" or not self._good:
+            return "stop"
+        for name, part in self._parts.items():
+            part.load_state_dict(copy.deepcopy(self._good[name]))
+        controller.coefficient *= self._factor
+        self.rollbacks += 1
+        return "rollback"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"good": self._good, "rollbacks": self.rollbacks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._good, self.rollbacks = state["good"], state["rollbacks"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,13 @@ from torch import Tensor
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, Policy, RewardFn, StageRun
+from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
-from rlhf_kit.types import Samples, Sampling, TextBatch
+from rlhf_kit.types import Samples, TextBatch
 from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, text_blocks
+from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, text_blocks
 from rlhf_kit_instructgpt.options import EvaluateOptions
+from rlhf_kit_instructgpt.perplexity import perplexity
 
 
 @dataclass
@@ -61,10 +62,11 @@ class Evaluate:
         ppo = self._judge(policy, run)
         with policy.reference():
             sft = self._judge(policy, run)
-        low, high = win_interval(wins(ppo.gold, sft.gold, o), run.generator)
+        won = wins(ppo.gold, sft.gold, o)
+        low, high = bootstrap_interval(won, torch.ones_like(won), run.generator)
         summary: dict[str, Any] = {
             "gold_score": {"sft": _mean(sft.gold), "ppo": _mean(ppo.gold)},
-            "win_rate": _mean(wins(ppo.gold, sft.gold, o)),
+            "win_rate": _mean(won),
             "win_rate_ci": [low, high],
             "kl": _mean(ppo.kl),
             "response_length": {"sft": _mean(sft.length), "ppo": _mean(ppo.length)},
@@ -73,9 +75,9 @@ class Evaluate:
         if sft.reward is not None and ppo.reward is not None:
             summary["reward_model_score"] = {"sft": _mean(sft.reward), "ppo": _mean(ppo.reward)}
         if self._texts is not None:
-            after = self._perplexity(policy)
+            after = perplexity(policy, self._texts)
             with policy.reference():
-                summary["perplexity"] = {"sft": self._perplexity(policy), "ppo": after}
+                summary["perplexity"] = {"sft": perplexity(policy, self._texts), "ppo": after}
         write_json(run.folder / "samples.json", self._pairs(sft, ppo))
         self._show(run, sft, ppo)
         return summary
@@ -83,7 +85,7 @@ class Evaluate:
     @torch.no_grad()
     def _judge(self, policy: Policy, run: StageRun) -> Judged:
         o = self._options
-        sampling = Sampling(o.sampling.max_new_tokens, o.sampling.temperature, run.generator)
+        sampling = sampling_of(o.sampling, run.generator)
         size = max(1, o.sampling.batch_size // o.samples_per_prompt)
         found: list[tuple[Samples, Tensor, Tensor | None, Tensor]] = []
         for begin in range(0, len(self._rows), size):
@@ -107,15 +109,6 @@ class Evaluate:
             length=torch.cat([s.response_mask.sum(1).float().cpu() for s in batches]),
             finished=torch.cat([s.finished.float().cpu() for s in batches]),
         )
-
-    @torch.no_grad()
-    def _perplexity(self, policy: Policy) -> float:
-        assert self._texts is not None
-        total = count = 0.0
-        for micro in self._texts.split(4):
-            total -= policy.next_token_logprobs(micro).sum().item()
-            count += micro.predicted.sum().item()
-        return math.exp(total / count)
 
     def _pairs(self, sft: Judged, ppo: Judged) -> list[dict[str, Any]]:
         prompts = [row for row in self._rows for _ in range(self._options.samples_per_prompt)]
@@ -146,14 +139,3 @@ def wins(ppo: Tensor, sft: Tensor, options: EvaluateOptions) -> Tensor:
     gap = ppo - sft
     won = (gap > options.tie_margin).float() + 0.5 * (gap.abs() <= options.tie_margin).float()
     return won.view(-1, options.samples_per_prompt).mean(1)
-
-
-def win_interval(
-    won: Tensor, generator: torch.Generator, level: float = 0.95, draws: int = 2000
-) -> tuple[float, float]:
-    """Percentile bootstrap over prompts, since samples of one prompt are not independent."""
-    index = torch.randint(len(won), (draws, len(won)), generator=generator)
-    means = won[index].mean(1)
-    tail = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail])).tolist()
-    return low, high

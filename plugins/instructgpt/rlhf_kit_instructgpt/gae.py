@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlhf_kit.ops.masking import whiten
 from rlhf_kit.ops.returns import gae
 from rlhf_kit.types import Advantages
 from rlhf_kit_instructgpt.options import GAEOptions
 
 
 class GAE:
-    """Generalized advantage estimation, arXiv:1506.02438, whitened after the returns are taken."""
+    """Generalized advantage estimation, arXiv:1506.02438."""
 
     needs_values = True
 
@@ -24,6 +23,4 @@ class GAE:
         assert values is not None
         o = self._options
         advantages, returns = gae(rewards, values, mask, discount=o.discount, lam=o.lam)
-        if o.whiten:
-            advantages = whiten(advantages, mask, unbiased=o.unbiased)
         return Advantages(advantages, returns)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rlhf_kit.engine.scoring import load_models, needs_models, score
-from rlhf_kit.interfaces import Context, Memory, RewardFn
+from rlhf_kit.interfaces import Context, Memory, RewardFn, Stateful
 from rlhf_kit.types import Samples
 from rlhf_kit_instructgpt.options import ScriptedOptions
 
@@ -32,6 +33,14 @@ class Scripted:
 
     def load(self, memory: Memory) -> None:
         load_models(self._reward, memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the reward, which may have some."""
+        return self._reward.state_dict() if isinstance(self._reward, Stateful) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self._reward, Stateful):
+            self._reward.load_state_dict(state)
 
     def __call__(self, samples: Samples) -> tuple[list[int], list[float]]:
         scores, _ = score(self._reward, samples, "labeler")

@@ -17,7 +17,7 @@ from rlhf_kit.types import (
     ValueLossInputs,
     check_shape,
 )
-from rlhf_kit_instructgpt.options import ClipOptions, NoOptions
+from rlhf_kit_instructgpt.options import ClipOptions, NoOptions, PairwiseOptions
 
 
 class PPOClip:
@@ -92,21 +92,48 @@ class TokenNLL:
         return LossOutput(-masked_sum(inputs.logprobs, inputs.mask))
 
 
-def better_pairs(ranks: Tensor, mask: Tensor) -> Tensor:
-    """[G, K] ranks -> [G, K, K] bool: completion i is ranked strictly better than j. Ties drop."""
-    both = mask[:, :, None] & mask[:, None, :]
-    return both & (ranks[:, :, None] < ranks[:, None, :])
+class SequenceNLL:
+    """Negative log-likelihood summed over each text, counted per text.
 
-
-class Pairwise:
-    """``-log sigmoid(r_w - r_l)``, mean over the pairs of a prompt, counted per prompt.
-
-    arXiv:2203.02155, equation 1: with K ranked completions every prompt contributes its C(K, 2)
-    pairs with weight 1/C(K, 2). logsigmoid, since log(sigmoid(d)) is -inf below d = -104.
+    Equation 2 of arXiv:2203.02155 writes ``E log pi(x)`` over texts, which read literally is this;
+    it is larger than the mean per token by the length of a text, and gamma must be smaller by it.
     """
 
     def __init__(self, options: NoOptions) -> None:
         pass
+
+    def count(self, masks: Any) -> Tensor:
+        predicted = masks.predicted if hasattr(masks, "predicted") else masks.mask
+        return predicted.any(1).sum()
+
+    def __call__(self, inputs: NllInputs) -> LossOutput:
+        check_shape(inputs.logprobs, "B T", "logprobs", **check_shape(inputs.mask, "B T", "mask"))
+        return LossOutput(-masked_sum(inputs.logprobs, inputs.mask))
+
+
+def better_pairs(ranks: Tensor, mask: Tensor) -> Tensor:
+    """[G, K] ranks -> [G, K, K] bool: completion i is ranked strictly better than j.
+
+    Ties drop, and so do the pairs of a completion without a rank (a negative one).
+    """
+    ranked = mask & (ranks >= 0)
+    both = ranked[:, :, None] & ranked[:, None, :]
+    return both & (ranks[:, :, None] < ranks[:, None, :])
+
+
+class Pairwise:
+    """``-log sigmoid(r_w - r_l - margin (rank_l - rank_w))``, counted per prompt with a pair.
+
+    arXiv:2203.02155, equation 1: with K ranked completions every prompt contributes its C(K, 2)
+    pairs with weight 1/C(K, 2). The paper drops ties; the weight is then one over the number of
+    pairs that are kept, or 1/C(K, 2) still. The margin is m(r) of arXiv:2307.09288, equation 2,
+    with the difference in rank as the rating. logsigmoid, since log(sigmoid(d)) is -inf below
+    d = -104.
+    """
+
+    def __init__(self, options: PairwiseOptions) -> None:
+        self._all_pairs = options.weights == "all_pairs"
+        self._margin = options.margin
 
     def count(self, masks: Any) -> Tensor:
         return better_pairs(masks.ranks, masks.mask).any((1, 2)).sum()
@@ -114,8 +141,15 @@ class Pairwise:
     def __call__(self, inputs: PreferenceInputs) -> LossOutput:
         check_shape(inputs.scores, "G K", "scores", **check_shape(inputs.mask, "G K", "mask"))
         pairs = better_pairs(inputs.ranks, inputs.mask)  # [G, K, K]
-        weight = pairs / pairs.sum((1, 2), keepdim=True).clamp(min=1)
         scores = torch.where(inputs.mask, inputs.scores, 0.0)
+        kept = pairs.sum((1, 2), keepdim=True)
+        mean = pairs.to(scores.dtype) / kept.clamp(min=1)
+        weight = mean
+        if self._all_pairs:
+            ranked = (inputs.mask & (inputs.ranks >= 0)).sum(1)[:, None, None]
+            weight = pairs.to(scores.dtype) / (ranked * (ranked - 1) / 2).clamp(min=1)
+        gap = inputs.ranks[:, None, :] - inputs.ranks[:, :, None]
         margin = scores[:, :, None] - scores[:, None, :]
-        stats = {"accuracy": (weight * (margin > 0)).sum(), "margin": (weight * margin).sum()}
-        return LossOutput(-(weight * logsigmoid(margin)).sum(), stats)
+        wanted = self._margin * torch.where(pairs, gap, 0).to(scores.dtype)
+        stats = {"accuracy": (mean * (margin > 0)).sum(), "margin": (mean * margin).sum()}
+        return LossOutput(-(weight * logsigmoid(margin - wanted)).sum(), stats)

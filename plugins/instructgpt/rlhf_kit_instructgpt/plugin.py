@@ -40,6 +40,13 @@ _STAGES = (
         "PPO against SFT on held-out prompts: gold score, win rate, KL, perplexity, samples.",
         "evaluation",
     ),
+    (
+        "best_of_n",
+        "best_of_n:BestOfN",
+        o.BestOfNOptions,
+        "What proxy rewards pick among n samples, and its gold score.",
+        "best_of_n",
+    ),
 )
 
 _OTHERS = (
@@ -47,8 +54,15 @@ _OTHERS = (
     ("value", "linear", "value:LinearValue", o.LinearValueOptions, "Linear critic on states."),
     ("policy_loss", "ppo_clip", "losses:PPOClip", o.ClipOptions, "Clipped policy loss."),
     ("value_loss", "clipped_value", "losses:ClippedValue", o.ClipOptions, "Clipped value loss."),
-    ("nll_loss", "token_nll", "losses:TokenNLL", o.NoOptions, "Mean NLL per token."),
-    ("preference_loss", "pairwise", "losses:Pairwise", o.NoOptions, "K-way pairwise loss."),
+    ("nll_loss", "token_nll", "losses:TokenNLL", o.NoOptions, "NLL, mean over tokens."),
+    (
+        "nll_loss",
+        "sequence_nll",
+        "losses:SequenceNLL",
+        o.NoOptions,
+        "Sum of the NLL over a text, mean over texts.",
+    ),
+    ("preference_loss", "pairwise", "losses:Pairwise", o.PairwiseOptions, "K-way pairwise loss."),
     ("kl_controller", "fixed", "control:FixedKL", o.FixedKLOptions, "Constant KL coefficient."),
     (
         "kl_controller",
@@ -56,6 +70,22 @@ _OTHERS = (
         "control:AdaptiveKL",
         o.AdaptiveKLOptions,
         "KL coefficient that steers towards a target.",
+    ),
+    ("normalizer", "whiten", "normalizers:Whiten", o.WhitenOptions, "Unit variance per rollout."),
+    (
+        "normalizer",
+        "running",
+        "normalizers:Running",
+        o.RunningOptions,
+        "Scaled by the statistics of all rollouts so far.",
+    ),
+    ("ptx_controller", "fixed", "control:FixedPtx", o.FixedPtxOptions, "Constant gamma."),
+    (
+        "ptx_controller",
+        "adaptive",
+        "control:AdaptivePtx",
+        o.AdaptivePtxOptions,
+        "gamma that holds the held-out perplexity within a budget.",
     ),
     ("labeler", "scripted", "labeler:Scripted", o.ScriptedOptions, "Ranks by a reward function."),
 )
@@ -71,9 +101,24 @@ def rlhf_components() -> Iterable[Component]:
 
 @hookimpl
 def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
-    """Batch sizes that cannot be met."""
+    """Batch sizes that cannot be met, and weights of another model."""
     for stage in recipe.stages.values():
         o_, place = stage.part.options, f"{stage.part.where}: {stage.part.key}"
+        if isinstance(o_, o.RewardModelOptions) and o_.start is not None and o_.start.stage:
+            own, _ = recipe.backbone(stage.id)
+            other, _ = recipe.backbone(o_.start.stage)
+            if (own.component, own.options) != (other.component, other.options):
+                yield (
+                    f"{stage.part.key}.from: {o_.start} trains another model than this stage's "
+                    "own; remove one of `from` and `model`"
+                )
+        if isinstance(o_, o.SFTOptions) and o_.pretraining is not None:
+            texts = round(o_.batch_size * o_.pretraining_fraction)
+            if not 0 < texts < o_.batch_size:
+                yield (
+                    f"{place}.pretraining_fraction: {o_.pretraining_fraction} of a batch of "
+                    f"{o_.batch_size} is {texts} texts; there must be some of both kinds"
+                )
         if not isinstance(o_, o.PPOPtxOptions):
             continue
         if o_.minibatch > o_.rollout_batch:

@@ -5,63 +5,32 @@ Shape legend: B rows, R response, H hidden (see rlhf_kit.types). Setting it up i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
 from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.minibatch import minibatches
-from rlhf_kit.engine.optim import Optimizer
 from rlhf_kit.engine.scoring import score
-from rlhf_kit.interfaces import (
-    AdvantageEstimator,
-    KLController,
-    Loss,
-    Policy,
-    RewardFn,
-    StageRun,
-    Stateful,
-    ValueHead,
-)
-from rlhf_kit.ops.kl import kl_penalised_rewards
-from rlhf_kit.ops.masking import whiten
+from rlhf_kit.interfaces import StageRun
+from rlhf_kit.ops.kl import kl_penalised_rewards, sequence_kl
+from rlhf_kit.ops.sequence import last_index, with_place_after_end
 from rlhf_kit.types import (
     Advantages,
     NllInputs,
     PolicyLossInputs,
     PPOBatch,
+    Prompts,
     Rollout,
     Sampling,
     TextBatch,
     ValueLossInputs,
 )
+from rlhf_kit_instructgpt.batches import sampling_of
 from rlhf_kit_instructgpt.options import PPOPtxOptions
+from rlhf_kit_instructgpt.perplexity import perplexity
 from rlhf_kit_instructgpt.ppo_metrics import step_line, step_metrics
-from rlhf_kit_instructgpt.streams import PromptStream, TextStream
-
-
-@dataclass(frozen=True)
-class PPOParts:
-    """What the algorithm is made of; each is an interface."""
-
-    policy: Policy
-    value: ValueHead
-    reward: RewardFn
-    advantage: AdvantageEstimator
-    kl: KLController
-    policy_loss: Loss[PolicyLossInputs]
-    value_loss: Loss[ValueLossInputs]
-    ptx_loss: Loss[NllInputs]
-    optimizer: Optimizer
-    prompts: PromptStream
-    pretraining: TextStream | None
-
-    def state(self) -> dict[str, Stateful]:
-        """Everything a checkpoint must hold; a reward or an estimator may have state too."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in named.items() if isinstance(part, Stateful)}
+from rlhf_kit_instructgpt.ppo_parts import PPOParts, normalised, shaped_scores
 
 
 class PPOPtx:
@@ -71,59 +40,95 @@ class PPOPtx:
         self.parts, self.options = parts, options
         self.ppo = {"policy": Term(parts.policy_loss)}
         if parts.advantage.needs_values:
-            self.ppo["value"] = Term(parts.value_loss, options.value_coef)
-        self.ptx = {"ptx": Term(parts.ptx_loss, options.ptx_coef)}
-
-    def run(self, run: StageRun) -> None:
-        o = self.options
-        sampling = Sampling(o.sampling.max_new_tokens, o.sampling.temperature, run.generator)
-        for step in run.steps(o.steps, self.parts.state()):
-            clock = Clock()
-            rollout = self.collect(sampling, clock)
-            run.rollout_collected(step, rollout)
-            targets = self.credit(rollout)
-            whole = PPOBatch.of(rollout, targets)
-            order = minibatches(len(whole.samples), o.minibatch, o.inner_epochs, run.generator)
-            with clock.phase("update"):
-                stats = [self.update(whole.select(rows)) for rows in order]
-            scores = with_missing_eos(rollout, o)
-            metrics = step_metrics(
-                rollout, targets, stats, self.parts.kl.coefficient, scores, clock
+            self.ppo["value"] = Term(
+                parts.value_loss, options.value_coef, lambda batch: batch.valued
             )
-            run.end_step(step, metrics, step_line(step, o.steps, metrics))
-            self.parts.kl.update(metrics["kl"], len(rollout.samples))
+        self.watched = list(parts.policy.parameters()) if options.gradient_norms else []
+
+    def run(self, run: StageRun) -> int:
+        """Train; returns the number of rollouts that were learned from or looked at."""
+        o, parts = self.options, self.parts
+        sampling = sampling_of(o.sampling, run.generator)
+        for step in run.steps(o.steps, parts.state()):
+            clock = Clock()
+            extra = self.steer_ptx(step, clock)
+            rollout = self.collect(parts.prompts.next(), sampling, clock)
+            run.rollout_collected(step, rollout)
+            kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)  # [B]
+            verdict = parts.limit.check(kl.mean().item(), parts.kl)
+            scores = shaped_scores(rollout, o, parts.score_normalizer)  # [B]
+            targets = self.credit(rollout, scores)
+            stats = []
+            if verdict == "go on":
+                batch = self.batch(rollout, targets)
+                order = minibatches(len(scores), o.minibatch, o.inner_epochs, run.generator)
+                with clock.phase("update"):
+                    stats = [self.update(batch.select(rows)) for rows in order]
+            extra |= {"kl_coef": parts.kl.coefficient, "rollbacks": float(parts.limit.rollbacks)}
+            metrics = step_metrics(rollout, targets, stats, kl, scores, extra, clock)
+            run.end_step(step, metrics, step_line(step, o.steps, metrics, verdict))
+            if verdict == "stop":
+                return step + 1
+            parts.kl.update(metrics["kl"], len(scores))
+        return o.steps
 
     @torch.no_grad()
-    def collect(self, sampling: Sampling, clock: Clock) -> Rollout:
+    def collect(self, prompts: Prompts, sampling: Sampling, clock: Clock) -> Rollout:
         """Sample, and record everything that PPO later holds fixed."""
         with clock.phase("sample"):
-            samples = self.parts.policy.generate(self.parts.prompts.next(), sampling)
+            samples = self.parts.policy.generate(prompts, sampling)
         with clock.phase("score"):
             out = self.parts.policy.evaluate(samples)  # logprobs [B, R], states [B, R, H]
             with self.parts.policy.reference():
                 reference = self.parts.policy.evaluate(samples)
-            needed = self.parts.advantage.needs_values
-            values = self.parts.value(out.states, samples) if needed else None  # [B, R]
+            values = None  # [B, R]
+            if self.parts.advantage.needs_values:
+                values = self.parts.value(out.states, samples)
+                if self.parts.value_normalizer is not None:
+                    values = self.parts.value_normalizer.denormalize(values)
             scores, components = score(self.parts.reward, samples)  # [B]
         return Rollout(samples, out.logprobs, reference.logprobs, values, scores, components)
 
-    def credit(self, rollout: Rollout) -> Advantages:
+    def places(self, mask: Tensor) -> Tensor:
+        """[B, R]: the tokens, and one place after the end where the recipe puts the score there."""
+        return with_place_after_end(mask) if self.options.score_at == "after_end" else mask
+
+    def credit(self, rollout: Rollout, scores: Tensor) -> Advantages:
         """Per-token rewards [B, R], then advantages and returns [B, R]."""
-        scores = with_missing_eos(rollout, self.options)
+        parts, mask, places = self.parts, rollout.mask, self.places(rollout.mask)
         logprobs, reference = rollout.logprobs, rollout.reference_logprobs
-        beta, mask = self.parts.kl.coefficient, rollout.mask
-        rewards = kl_penalised_rewards(scores, logprobs, reference, mask, beta)
-        if self.options.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)
-        return self.parts.advantage(rewards, rollout.values, mask, rollout.group)
+        rewards = kl_penalised_rewards(
+            scores, logprobs, reference, mask, parts.kl.coefficient, last_index(places)
+        )
+        rewards = normalised(parts.reward_normalizer, rewards, places)
+        found = parts.advantage(rewards, rollout.values, places, rollout.group)
+        advantages = normalised(parts.advantage_normalizer, found.advantages, mask)
+        return Advantages(advantages, found.returns)
+
+    def batch(self, rollout: Rollout, targets: Advantages) -> PPOBatch:
+        """What the updates read; values and returns in the units that the critic learns."""
+        values, returns, places = rollout.values, targets.returns, self.places(rollout.mask)
+        normalizer = self.parts.value_normalizer
+        if values is not None and normalizer is not None:
+            values = normalizer.normalize(values)
+            normalizer.update(returns, places)
+            returns = normalizer.normalize(returns)
+        return PPOBatch(
+            rollout.samples, rollout.logprobs, values, targets.advantages, returns, places
+        )
 
     def update(self, batch: PPOBatch) -> dict[str, float]:
         """One optimizer step on the policy, value and pretraining terms."""
-        with accumulating(self.parts.optimizer) as step:
-            step.add(self.ppo, self.policy_and_value, list(batch.split(self.options.micro_batch)))
-            if self.parts.pretraining is not None:
-                texts = self.parts.pretraining.next(len(batch.samples))
-                step.add(self.ptx, self.language_model, texts)
+        parts = self.parts
+        with accumulating(parts.optimizer, self.watched) as step:
+            rows = list(batch.split(self.options.micro_batch))
+            step.add(self.ppo, self.policy_and_value, rows, "ppo")
+            if parts.pretraining is not None:
+                term = Term(parts.ptx_loss, parts.ptx.coefficient)
+                texts = parts.pretraining.next(len(batch.samples))
+                step.add({"ptx": term}, self.language_model, texts, "ptx")
+        if parts.ema is not None:
+            parts.ema.update()
         return step.stats
 
     def policy_and_value(self, batch: PPOBatch) -> dict[str, PolicyLossInputs | ValueLossInputs]:
@@ -133,19 +138,21 @@ class PPOPtx:
         }
         if batch.values is not None:
             values = self.parts.value(out.states, batch.samples)
-            inputs["value"] = ValueLossInputs(values, batch.values, batch.returns, batch.mask)
+            inputs["value"] = ValueLossInputs(values, batch.values, batch.returns, batch.places)
         return inputs
 
     def language_model(self, texts: TextBatch) -> dict[str, NllInputs]:
         logprobs = self.parts.policy.next_token_logprobs(texts)
         return {"ptx": NllInputs(logprobs, texts.predicted.to(logprobs.device))}
 
-
-def with_missing_eos(rollout: Rollout, options: PPOPtxOptions) -> Tensor:
-    """Scores [B] in which a response that never ended is treated as the recipe says."""
-    scores, finished, value = rollout.scores, rollout.samples.finished, options.missing_eos_value
-    if options.missing_eos == "replace":
-        return torch.where(finished, scores, -value)
-    if options.missing_eos == "subtract":
-        return torch.where(finished, scores, scores - value)
-    return scores
+    def steer_ptx(self, step: int, clock: Clock) -> dict[str, float]:
+        """Let the controller of gamma see the held-out perplexity when it is due."""
+        parts = self.parts
+        if parts.pretraining is None:
+            return {}
+        metrics: dict[str, float] = {}
+        if parts.held_out is not None and step % parts.ptx.every == 0:
+            with clock.phase("perplexity"):
+                metrics["held_out_perplexity"] = perplexity(parts.policy, parts.held_out)
+            parts.ptx.update(metrics["held_out_perplexity"])
+        return metrics | {"ptx_coef": parts.ptx.coefficient}

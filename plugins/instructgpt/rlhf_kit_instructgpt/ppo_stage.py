@@ -2,64 +2,184 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
+
+from rlhf_kit import Part
+from rlhf_kit.engine.checkpoint import write_json
+from rlhf_kit.engine.clock import Clock
+from rlhf_kit.engine.ema import WeightAverage
 from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.engine.scoring import load_models, probe
-from rlhf_kit.interfaces import Context, StageRun
-from rlhf_kit_instructgpt.batches import check_prompts, text_blocks
+from rlhf_kit.engine.seeding import GeneratorState
+from rlhf_kit.errors import RecipeError
+from rlhf_kit.interfaces import Context, InvertibleNormalizer, Policy, StageRun, Stateful
+from rlhf_kit.ops.kl import sequence_kl
+from rlhf_kit.types import TextBatch
+from rlhf_kit_instructgpt.batches import (
+    check_prompts,
+    prompt_batch,
+    sampling_of,
+    short_prompts,
+    text_blocks,
+)
+from rlhf_kit_instructgpt.control import KLLimit
+from rlhf_kit_instructgpt.gate import Setup, check_setup
 from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import PPOPtxOptions
-from rlhf_kit_instructgpt.ppo_ptx import PPOParts, PPOPtx
+from rlhf_kit_instructgpt.ppo_parts import PPOParts
+from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
 from rlhf_kit_instructgpt.streams import PromptStream, TextStream
+
+GATE_PROMPTS = 8
+HELD_OUT_BLOCKS = 32
+
+_PARTS = ("advantage", "value", "policy_loss", "value_loss", "ptx_loss")
+_NORMALIZERS = (
+    "score_normalizer",
+    "reward_normalizer",
+    "advantage_normalizer",
+    "value_normalizer",
+)
 
 
 class PPOPtxStage:
     def __init__(self, options: PPOPtxOptions, context: Context) -> None:
         self._options, self._context = options, context
-        self._rows = context.build(options.prompts).split("train")
+        rows = context.build(options.prompts).split("train")
+        self._rows = short_prompts(rows, context.tokenizer, options.max_prompt_tokens)
         check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
-        self._blocks = None
-        if options.pretraining is not None and options.ptx_coef > 0:
-            text = context.build(options.pretraining).split("train")
-            self._blocks = text_blocks(text, context.tokenizer, options.ptx_length)
         self._reward = context.build(options.reward)
         probe(self._reward, self._rows)
-        self._plain = {
-            name: context.build(getattr(options, name))
-            for name in ("advantage", "value", "policy_loss", "value_loss", "ptx_loss")
-        }
+        self._plain = {name: context.build(getattr(options, name)) for name in _PARTS}
+        for name in _NORMALIZERS:
+            block: Part | None = getattr(options, name)
+            self._plain[name] = found = None if block is None else context.build(block)
+            if block is None or name != "value_normalizer":
+                continue
+            if not isinstance(found, InvertibleNormalizer):
+                raise RecipeError(
+                    f"{block.where}: {block.key}: values must be scaled back, which "
+                    f"{block.component.name!r} cannot; use running"
+                )
         self._kl = context.build(options.kl_controller)
         self._kl.coefficient = options.kl_coef
+        self._ptx = context.build(options.ptx_controller)
+        self._ptx.coefficient = options.ptx_coef
+        self._blocks, self._held_out = self._texts()
+
+    def _texts(self) -> tuple[TextBatch | None, TextBatch | None]:
+        o, tokenizer = self._options, self._context.tokenizer
+        if o.pretraining is None or o.ptx_coef == 0:
+            return None, None
+        source = self._context.build(o.pretraining)
+        blocks = text_blocks(source.split("train"), tokenizer, o.ptx_length)
+        if not self._ptx.every:
+            return blocks, None
+        held_out = text_blocks(source.split("validation"), tokenizer, o.ptx_length)
+        return blocks, held_out.select(torch.arange(min(len(held_out), HELD_OUT_BLOCKS)))
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o, context = self._options, self._context
         memory = context.memory()
         load_models(self._reward, memory)
+        load_models(self._plain["value"], memory)
         start = context.artifact(o.start)
         reference = start if o.reference is None else context.artifact(o.reference)
         policy = memory.policy(start, reference=reference)
         self._plain["value"].attach(policy)
+        if o.gate and not run.resumed:
+            self._check(run, policy, same_reference=reference == start)
+        parts = self._parts(run, policy)
+        algorithm = PPOPtx(parts, o)
+        steps = algorithm.run(run)
+        summary: dict[str, Any] = {"steps": steps, "kl_coef": self._kl.coefficient}
+        if o.kl_limit is not None:
+            summary |= {"stopped": steps < o.steps, "rollbacks": parts.limit.rollbacks}
+        if parts.ema is not None:
+            summary["average"] = self._both(algorithm, run)
+            policy.save(run.folder / "last")
+            with parts.ema.applied():
+                policy.save(run.folder)
+        else:
+            policy.save(run.folder)
+        parts.value.save(run.folder)
+        return summary
+
+    def _parts(self, run: StageRun, policy: Policy) -> PPOParts:
+        o, value = self._options, self._plain["value"]
+        parameters = list(policy.parameters())
         groups = [
-            ParameterGroup(list(policy.parameters()), o.optimizer.learning_rate),
-            ParameterGroup(list(self._plain["value"].parameters()), o.value_learning_rate),
+            ParameterGroup(parameters, o.optimizer.learning_rate),
+            ParameterGroup(list(value.parameters()), o.value_learning_rate),
         ]
         steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
+        optimizer = build_optimizer(groups, o.optimizer, steps)
         generator, pretraining = run.generator, None
         if self._blocks is not None:
             pretraining = TextStream(self._blocks, o.ptx_per_episode, o.ptx_micro_batch, generator)
-        parts = PPOParts(
+        ema = None if o.ema is None else WeightAverage(parameters, optimizer, o.ema)
+        taken_back = {"policy": policy, "value": value, "optimizer": optimizer, "ema": ema}
+        taken_back |= {name: self._plain[name] for name in _NORMALIZERS}
+        restored = {name: part for name, part in taken_back.items() if isinstance(part, Stateful)}
+        return PPOParts(
             policy=policy,
             reward=self._reward,
             kl=self._kl,
-            optimizer=build_optimizer(groups, o.optimizer, steps),
+            ptx=self._ptx,
+            limit=KLLimit(o.kl_limit, o.on_kl_limit, o.rollback_factor, restored),
+            optimizer=optimizer,
             prompts=PromptStream(
-                self._rows, o.rollout_batch, context.tokenizer, generator, o.samples_per_prompt
+                self._rows,
+                o.rollout_batch,
+                self._context.tokenizer,
+                generator,
+                o.samples_per_prompt,
             ),
             pretraining=pretraining,
+            held_out=self._held_out,
+            ema=ema,
             **self._plain,
         )
-        PPOPtx(parts, o).run(run)
-        policy.save(run.folder)
-        parts.value.save(run.folder)
-        return {"steps": o.steps, "kl_coef": self._kl.coefficient}
+
+    def _check(self, run: StageRun, policy: Policy, *, same_reference: bool) -> None:
+        """The gate; puts all randomness and the reward's state back, so that it changes nothing."""
+        o, tokenizer = self._options, self._context.tokenizer
+        prompts = prompt_batch(self._rows[:GATE_PROMPTS], tokenizer)
+        sampling = sampling_of(o.sampling, torch.Generator().manual_seed(0))
+        touched: dict[str, Stateful] = {"generators": GeneratorState(run.generator)}
+        if isinstance(self._reward, Stateful):
+            touched["reward"] = self._reward
+        before = copy.deepcopy({name: part.state_dict() for name, part in touched.items()})
+        setup = Setup(
+            policy,
+            self._plain["value"] if self._plain["advantage"].needs_values else None,
+            self._reward,
+            tokenizer,
+            policy.generate(prompts, sampling),
+            same_reference,
+            o.micro_batch,
+        )
+        found = check_setup(setup, list(o.gate_skip))
+        for name, part in touched.items():
+            part.load_state_dict(before[name])
+        write_json(run.folder / "gate.json", {f.name: [f.measured, f.allowed] for f in found})
+        run.say("gate  " + "  ".join(f"{f.name} {f.measured:.2g}" for f in found))
+
+    def _both(self, algorithm: PPOPtx, run: StageRun) -> dict[str, Any]:
+        """Score and KL of the averaged weights and of the last ones, on the same prompts."""
+        ema, prompts = algorithm.parts.ema, algorithm.parts.prompts.next()
+        assert ema is not None
+        seed = int(torch.randint(2**62, (), generator=run.generator))
+
+        def measured() -> dict[str, float]:
+            sampling = sampling_of(self._options.sampling, torch.Generator().manual_seed(seed))
+            rollout = algorithm.collect(prompts, sampling, Clock())
+            kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)
+            return {"score": rollout.scores.mean().item(), "kl": kl.mean().item()}
+
+        last = measured()
+        with ema.applied():
+            return {"averaged": measured(), "last": last}

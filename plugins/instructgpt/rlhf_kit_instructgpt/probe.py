@@ -19,24 +19,25 @@ def fit_probe(
     """Minimise mean loss + l2/2 |w|^2 over a linear score of standardised features.
 
     Args:
-        features: [N, H], one row per text of ``batch``.
+        features: [G, K, H], of the completions of ``batch``.
         batch: the comparisons to fit.
         loss: a preference loss, convex in the scores.
         l2: penalty on the weights of the standardised features.
 
     Returns:
-        weight [H] and bias, for the features as they are. Scores of the training texts average 0.
+        weight [H] and bias, for the features as they are. Scores of the completions average 0.
     """
     features = features.detach().float().cpu()
-    mean, std = features.mean(0), features.std(0) + 1e-4
+    valid = features[batch.mask]  # [N, H]
+    mean, std = valid.mean(0), valid.std(0) + 1e-4
     standard = (features - mean) / std  # a few dimensions of a language model dwarf all others
-    weight = torch.zeros(features.shape[1], requires_grad=True)
+    weight = torch.zeros(features.shape[2], requires_grad=True)
     count = loss.count(batch).clamp(min=1)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        scores = batch.grouped(standard @ weight)  # [G, K]
+        scores = standard @ weight  # [G, K]
         total = loss(PreferenceInputs(scores, batch.ranks, batch.mask)).total / count
         total = total + 0.5 * l2 * weight.square().sum()
         total.backward()

@@ -10,54 +10,115 @@ import torch
 from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.optim import ParameterGroup
-from rlhf_kit.interfaces import Context, Loss, Policy, StageRun
+from rlhf_kit.engine.scoring import load_models, probe, score
+from rlhf_kit.interfaces import Context, Loss, Policy, RewardFn, StageRun, Stateful
 from rlhf_kit.types import NllInputs, TextBatch
-from rlhf_kit_instructgpt.batches import answered
+from rlhf_kit_instructgpt.batches import (
+    answered,
+    check_prompts,
+    prompt_batch,
+    sampling_of,
+    text_blocks,
+)
 from rlhf_kit_instructgpt.best import Best
 from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import SFTOptions
+from rlhf_kit_instructgpt.perplexity import perplexity
+from rlhf_kit_instructgpt.streams import TextStream
+
+HELD_OUT_BLOCKS = 32
 
 
 class SFT:
-    """arXiv:2203.02155, section 3.5: the checkpoint with the best validation loss is kept."""
+    """arXiv:2203.02155, section 3.5, app. C.1 and C.3: the best epoch's checkpoint is kept."""
 
     def __init__(self, options: SFTOptions, context: Context) -> None:
         self._options, self._context = options, context
         source = context.build(options.demonstrations)
+        self._rows = source.split("validation")
         self._train, self._validation = (
-            answered([(r, r["response"], True) for r in source.split(name)], context.tokenizer)
-            for name in ("train", "validation")
+            answered([(r, r["response"], True) for r in rows], context.tokenizer)
+            for rows in (source.split("train"), self._rows)
         )
         self._loss: Loss[NllInputs] = context.build(options.loss)
+        self._reward: RewardFn | None = None
+        if options.select_by is not None:
+            self._rows = self._rows[: options.select_prompts]
+            check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
+            self._reward = context.build(options.select_by)
+            probe(self._reward, self._rows, "select_by")
+        self._blocks, self._held_out = self._texts()
+        # A batch holds so many demonstrations; the rest of it is running text.
+        self._size, self._mixed = options.batch_size, 0
+        if self._blocks is not None:
+            self._mixed = round(options.batch_size * options.pretraining_fraction)
+            self._size = options.batch_size - self._mixed
+
+    def _texts(self) -> tuple[TextBatch | None, TextBatch | None]:
+        o = self._options
+        if o.pretraining is None:
+            return None, None
+        source, tokenizer = self._context.build(o.pretraining), self._context.tokenizer
+        train, held_out = (
+            text_blocks(source.split(name), tokenizer, o.pretraining_length)
+            for name in ("train", "validation")
+        )
+        return train, held_out.select(torch.arange(min(len(held_out), HELD_OUT_BLOCKS)))
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options
-        policy = self._context.memory().policy(self._context.artifact(o.start))
-        per_epoch = math.ceil(len(self._train) / o.batch_size)
+        memory = self._context.memory()
+        if self._reward is not None:
+            load_models(self._reward, memory)
+        policy = memory.policy(self._context.artifact(o.start), residual_dropout=o.residual_dropout)
+        per_epoch = math.ceil(len(self._train) / self._size)
         total = per_epoch * o.epochs
         group = ParameterGroup(list(policy.parameters()), o.optimizer.learning_rate)
         optimizer = build_optimizer([group], o.optimizer, total)
-        cycle, best = Cycle(len(self._train), o.batch_size, run.generator), Best(policy)
-        best.offer(self.validation_loss(policy))
-        state = {"policy": policy, "optimizer": optimizer, "cycle": cycle, "best": best}
+        cycle = Cycle(len(self._train), self._size, run.generator, span_passes=False)
+        best, first = Best(policy), self.judge(policy, run)
+        best.offer(self._cost(first))
+        state: dict[str, Any] = {
+            "policy": policy,
+            "optimizer": optimizer,
+            "cycle": cycle,
+            "best": best,
+        }
+        stream = None
+        if self._blocks is not None:
+            share = self._mixed / self._size
+            stream = TextStream(self._blocks, share, o.micro_batch, run.generator)
+            state["pretraining"] = stream
+        if isinstance(self._reward, Stateful):
+            state["reward"] = self._reward
         for step in run.steps(total, state):
             batch = self._train.select(cycle.next())
+            rows = list(batch.split(o.micro_batch))
+            if stream is not None:
+                rows += stream.next(len(batch))
             with accumulating(optimizer) as update:
                 update.add(
                     {"sft": Term(self._loss)},
                     lambda micro: {"sft": self._inputs(policy, micro)},
-                    list(batch.split(o.micro_batch)),
+                    rows,
                 )
             metrics, line = dict(update.stats), f"step {step + 1}/{total}"
             line += f"  loss {metrics['sft/loss']:.3f}"
             if (step + 1) % per_epoch == 0:
-                metrics["validation/loss"] = self.validation_loss(policy)
-                best.offer(metrics["validation/loss"])
-                line += f"  validation {metrics['validation/loss']:.3f}"
+                found = self.judge(policy, run)
+                best.offer(self._cost(found))
+                metrics |= {f"validation/{key}": value for key, value in found.items()}
+                line += "".join(f"  validation {key} {value:.3f}" for key, value in found.items())
             run.end_step(step, metrics, line)
         best.restore()
         policy.save(run.folder)
-        return {"validation_loss": {"start": best.first, "best": best.value}}
+        sign = -1.0 if self._reward is not None else 1.0
+        name = "validation_score" if self._reward is not None else "validation_loss"
+        return {name: {"start": sign * best.first, "best": sign * best.value}}
+
+    def _cost(self, found: dict[str, float]) -> float:
+        """What the kept checkpoint has least of."""
+        return found["loss"] if self._reward is None else -found["score"]
 
     @staticmethod
     def _inputs(policy: Policy, texts: TextBatch) -> NllInputs:
@@ -65,11 +126,29 @@ class SFT:
         return NllInputs(logprobs, texts.predicted.to(logprobs.device))
 
     @torch.no_grad()
-    def validation_loss(self, policy: Policy) -> float:
-        """Mean loss over the validation split, divided once, as in training."""
+    def judge(self, policy: Policy, run: StageRun) -> dict[str, float]:
+        """``loss`` on the validation split, divided once, as in training; with `select_by` the
+
+        mean ``score`` of samples; with a mix the ``perplexity`` on held-out running text.
+        """
         total = count = 0.0
         for micro in self._validation.split(self._options.micro_batch):
             inputs = self._inputs(policy, micro)
             total += self._loss(inputs).total.item()
             count += self._loss.count(inputs).item()
-        return total / max(count, 1.0)
+        found = {"loss": total / max(count, 1.0)}
+        if self._reward is not None:
+            found["score"] = self._score(policy, self._reward, run)
+        if self._held_out is not None:
+            found["perplexity"] = perplexity(policy, self._held_out)
+        return found
+
+    def _score(self, policy: Policy, reward: RewardFn, run: StageRun) -> float:
+        sampling = self._options.sampling
+        total = 0.0
+        for begin in range(0, len(self._rows), sampling.batch_size):
+            rows = self._rows[begin : begin + sampling.batch_size]
+            prompts = prompt_batch(rows, self._context.tokenizer)
+            samples = policy.generate(prompts, sampling_of(sampling, run.generator))
+            total += score(reward, samples, "select_by")[0].sum().item()
+        return total / len(self._rows)

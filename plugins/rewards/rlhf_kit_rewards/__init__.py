@@ -1,1 +1,1 @@
-"""Reward functions for rlhf_kit: any Python function, VADER sentiment, weighted sums."""
+"""Reward functions for rlhf_kit: any Python function, VADER sentiment, sums, ensembles."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -45,3 +46,25 @@ class WeightedSumOptions(Options):
         if unknown:
             raise ValueError(f"weights name no reward: {', '.join(unknown)}")
         return self
+
+
+class EnsembleOptions(Options):
+    """Several rewards of the same thing, combined with care; every member is logged."""
+
+    rewards: dict[str, Part] = slots("reward", description="the members, by a name of your own")
+    combine: Literal["mean", "min", "mean_minus_std"] = Field(
+        "mean",
+        description="mean of the members; min: the lowest, worst-case optimisation; "
+        "mean_minus_std: the mean less std_coef standard deviations, much like "
+        "uncertainty-weighted optimisation (arXiv:2310.02743), which subtracts the variance",
+    )
+    std_coef: float = Field(
+        1.0,
+        ge=0,
+        description="standard deviations over the members (dividing by their number) to subtract",
+    )
+
+    def idle(self) -> Mapping[str, str]:
+        if self.combine == "mean_minus_std":
+            return {}
+        return {"std_coef": f'combine is "{self.combine}"; set combine: mean_minus_std'}

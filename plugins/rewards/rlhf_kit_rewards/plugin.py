@@ -32,3 +32,10 @@ def rlhf_components() -> Iterable[Component]:
         options.WeightedSumOptions,
         "Several rewards with weights, each component logged.",
     )
+    yield Component(
+        "reward",
+        "ensemble",
+        f"{package}.ensemble:Ensemble",
+        options.EnsembleOptions,
+        "Several rewards of the same thing: mean, minimum, or mean less standard deviation.",
+    )

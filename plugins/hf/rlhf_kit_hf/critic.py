@@ -1,0 +1,80 @@
+"""A critic with weights of its own: a model, an adapter or a branch, as the memory has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from rlhf_kit.errors import RecipeError
+from rlhf_kit.interfaces import Context, Memory, Policy, Tokenizer
+from rlhf_kit.types import Samples
+from rlhf_kit_hf.options import SeparateValueOptions
+from rlhf_kit_hf.reward_model import TransformersRewardModel
+
+_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one.\n"
+
+
+class SeparateCritic:
+    """Implements rlhf_kit.interfaces.ValueHead; reads the tokens, not the policy's states.
+
+    InstructGPT's critic starts as a copy of the reward model (arXiv:2203.02155, appendix C.4):
+    its scalar head then reads the state before every token of the response. Without a reward model
+    it starts from the pretrained weights with a head of zeros.
+    """
+
+    needs_models = True
+
+    def __init__(self, options: SeparateValueOptions, context: Context) -> None:
+        self._options, self._context = options, context
+        self._model: TransformersRewardModel | None = None
+        self._shares_trunk = True
+
+    def load(self, memory: Memory) -> None:
+        start = self._options.start
+        if start is None:
+            self._model = memory.reward_model(None, init_std=0.0)
+            return
+        own = self._context.memory(start)
+        self._shares_trunk = own is memory
+        if not _alike(self._context.tokenizer, self._context.tokenizer_of(start)):
+            raise RecipeError(
+                f"value: the critic starts from {start}, whose tokenizer is not the policy's; "
+                "values are per token, so both must read the same tokens"
+            )
+        self._model = own.reward_model(self._context.artifact(start))
+
+    @property
+    def model(self) -> TransformersRewardModel:
+        if self._model is None:
+            raise RuntimeError("SeparateCritic: load() has not been called")
+        return self._model
+
+    def attach(self, policy: Policy) -> None:
+        """It reads nothing of the policy's."""
+
+    def __call__(self, states: Tensor, samples: Samples) -> Tensor:
+        if not self._shares_trunk:
+            samples = replace(samples, trunk=None)
+        return self.model.values(samples)  # [B, R]
+
+    def parameters(self) -> Iterable[Parameter]:
+        return self.model.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state)
+
+    def save(self, folder: Path) -> None:
+        (folder / "critic").mkdir(parents=True, exist_ok=True)
+        self.model.save(folder / "critic")
+
+
+def _alike(one: Tokenizer, other: Tokenizer) -> bool:
+    return one.eos_id == other.eos_id and one.text(_SENTENCE) == other.text(_SENTENCE)

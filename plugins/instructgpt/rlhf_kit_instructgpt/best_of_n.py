@@ -1,0 +1,132 @@
+"""Stage `best_of_n`: what a proxy reward picks among n samples, and what it is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.engine.checkpoint import write_json
+from rlhf_kit.engine.scoring import load_models, probe, score
+from rlhf_kit.interfaces import Context, RewardFn, StageRun, Stateful
+from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of
+from rlhf_kit_instructgpt.options import BestOfNOptions
+
+
+def best_of_n_kl(n: int) -> float:
+    """``log n - (n - 1) / n``, an upper bound of the KL of best-of-n to its policy, in nats."""
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n_weights(total: int, n: int) -> Tensor:
+    """[total] float64: the chance that place i, from the worst, is the best of n drawn of them.
+
+    ``C(i, n - 1) / C(total, n)`` for i = 0 .. total - 1: the unbiased estimator of
+    arXiv:2112.09332, appendix I, which uses every sample for every n.
+    """
+    if not 1 <= n <= total:
+        raise ValueError(f"best of {n} of {total} samples")
+    place = torch.arange(total, dtype=torch.float64)
+    possible = place >= n - 1
+    place = torch.where(possible, place, n - 1.0)
+    log_ways = torch.lgamma(place + 1) - math.lgamma(n) - torch.lgamma(place - n + 2)
+    log_all = math.lgamma(total + 1) - math.lgamma(n + 1) - math.lgamma(total - n + 1)
+    return torch.where(possible, (log_ways - log_all).exp(), 0.0)
+
+
+def best_of_n(proxy: Tensor, gold: Tensor, n: int) -> tuple[float, float]:
+    """Expected proxy and gold score, over prompts, of the sample that ``proxy`` likes best of n.
+
+    Args:
+        proxy, gold: [prompts, samples]. Samples that the proxy cannot tell apart share their
+            chances, so that their order means nothing.
+    """
+    order = proxy.argsort(dim=1, stable=True)
+    weights = best_of_n_weights(proxy.shape[1], n).expand(proxy.shape)  # by place
+    ranked = proxy.gather(1, order)
+    shared = torch.stack([_shared(w, p) for w, p in zip(weights, ranked, strict=True)])
+    found = [(shared * x.double().gather(1, order)).sum(1).mean().item() for x in (proxy, gold)]
+    return found[0], found[1]
+
+
+def _shared(weights: Tensor, ranked: Tensor) -> Tensor:
+    """Weights averaged over neighbours of equal score. Both [samples]."""
+    _, group, count = torch.unique_consecutive(ranked, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(count), dtype=weights.dtype).index_add_(0, group, weights)
+    return (sums / count)[group]
+
+
+class _Scores:
+    """The scores so far, as part of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, list[float]]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = list(state["rows"])
+
+
+class BestOfN:
+    """Samples N responses to every prompt once, and reads all n and all proxies off them."""
+
+    def __init__(self, options: BestOfNOptions, context: Context) -> None:
+        self._options, self._context = options, context
+        rows = context.build(options.prompts).split(options.split)
+        self._rows = rows[: options.most_prompts]
+        check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
+        self._gold: RewardFn = context.build(options.gold)
+        probe(self._gold, self._rows, "gold")
+        self._proxies: dict[str, RewardFn] = {
+            name: context.build(part) for name, part in options.proxies.items()
+        }
+        for name, proxy in self._proxies.items():
+            probe(proxy, self._rows, name)
+
+    def run(self, run: StageRun) -> dict[str, Any]:
+        o = self._options
+        memory = self._context.memory()
+        for reward in (self._gold, *self._proxies.values()):
+            load_models(reward, memory)
+        policy = memory.policy(self._context.artifact(o.start), trainable=False)
+        sampling = sampling_of(o.sampling, run.generator)
+        done = _Scores()
+        state: dict[str, Stateful] = {"scores": done}
+        parts = {"gold": self._gold, **self._proxies}
+        state |= {f"reward {n}": p for n, p in parts.items() if isinstance(p, Stateful)}
+        for step in run.steps(len(self._rows), state, unit="prompt"):
+            prompts = prompt_batch([self._rows[step]], self._context.tokenizer)
+            found: dict[str, list[float]] = {"gold": []}
+            left = o.samples_per_prompt
+            while left:
+                count = min(left, o.sampling.batch_size)
+                samples = policy.generate(prompts.repeat(count), sampling)
+                for name, part in parts.items():
+                    found.setdefault(name, []).extend(score(part, samples, name)[0].tolist())
+                left -= count
+            done.rows.append(found)
+            means = {key: sum(values) / len(values) for key, values in found.items()}
+            line = f"prompt {step + 1}/{len(self._rows)}" if step % 10 == 9 else None
+            run.end_step(step, means, line)
+        curves = self.curves(done.rows)
+        write_json(run.folder / "best_of_n.json", curves)
+        return {"best_of_n": curves[-1]}
+
+    def curves(self, rows: Sequence[dict[str, list[float]]]) -> list[dict[str, float]]:
+        """For n = 1, 2, 4, ...: ``kl`` in nats, and of each proxy ``name/proxy``, ``name/gold``."""
+        table = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+        found = []
+        n = 1
+        while n <= self._options.samples_per_prompt:
+            point = {"n": float(n), "kl": best_of_n_kl(n)}
+            for name in self._proxies:
+                proxy, gold = best_of_n(table[name], table["gold"], n)
+                point |= {f"{name}/proxy": proxy, f"{name}/gold": gold}
+            found.append(point)
+            n *= 2
+        return found

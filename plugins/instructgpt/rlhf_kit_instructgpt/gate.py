@@ -1,0 +1,269 @@
+"""What must hold before the first PPO update; a setup that breaks it would train in silence.
+
+Each check measures one number on a few samples of the untrained policy and compares it with a
+bound. The bounds are those of the arithmetic: tight in float32, loose for half precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.engine.scoring import score
+from rlhf_kit.errors import NumericsError, RlhfKitError
+from rlhf_kit.interfaces import Policy, RewardFn, Tokenizer, ValueHead
+from rlhf_kit.types import PolicyOutput, Samples
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was measured, what is allowed, and what a failure means."""
+
+    name: str
+    measured: float
+    allowed: float | None  # None: told, not judged
+    meaning: str
+    at_least: bool = False  # the bound is from below
+
+    @property
+    def holds(self) -> bool:
+        if self.allowed is None:
+            return True
+        if self.at_least:
+            return self.measured >= self.allowed
+        return self.measured <= self.allowed  # False for NaN
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the gate looks at. ``value`` is None where the estimator needs no values."""
+
+    policy: Policy
+    value: ValueHead | None
+    reward: RewardFn
+    tokenizer: Tokenizer
+    samples: Samples  # a few, of the untrained policy
+    same_reference: bool  # the declared reference is where the policy starts
+    micro_batch: int
+
+
+def check_setup(setup: Setup, skip: list[str]) -> list[Finding]:
+    """Every finding; raises NumericsError, naming all that failed, when one does not hold."""
+    found = [finding for check in _CHECKS if check not in skip for finding in _CHECKS[check](setup)]
+    failed = [f for f in found if not f.holds]
+    if failed:
+        lines = [
+            f"{f.name}: {f.measured:.3g}, should be {'at least' if f.at_least else 'at most'} "
+            f"{f.allowed:.3g}: {f.meaning}"
+            for f in failed
+        ]
+        raise NumericsError(
+            "the gate before the first update stopped the run; nothing was trained. "
+            + "; ".join(lines)
+            + f". If this is meant to be, write gate_skip: [{', '.join(f.name for f in failed)}]"
+        )
+    return found
+
+
+def _bound(out: PolicyOutput) -> float:
+    """For log-probabilities and values, which sum many roundings of the model's precision."""
+    return 1e-3 if out.states.dtype in (torch.float32, torch.float64) else 0.1
+
+
+def _gap(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """The largest difference where ``mask``; NaN if either has one there."""
+    gap = (a.float() - b.float()).abs()
+    gap = gap if mask is None else gap[mask]
+    return gap.max().item() if gap.numel() else 0.0
+
+
+@torch.no_grad()
+def _reference(setup: Setup) -> Iterator[Finding]:
+    own = setup.policy.evaluate(setup.samples)
+    with setup.policy.reference():
+        reference = setup.policy.evaluate(setup.samples)
+    mask = setup.samples.response_mask
+    if setup.same_reference:
+        yield Finding(
+            "reference",
+            _gap(own.logprobs, reference.logprobs, mask),
+            _bound(own) / 10,
+            "largest difference of log-probabilities between the policy and its KL reference, "
+            "which start from the same weights",
+        )
+    else:
+        kl = torch.where(mask, own.logprobs - reference.logprobs, 0.0).sum(1).mean().item()
+        yield Finding("reference", kl, None, "KL at the start, to a reference of its own")
+
+
+@torch.no_grad()
+def _sampled(setup: Setup) -> Iterator[Finding]:
+    """Recomputed from the tokens, without what sampling has captured on the way."""
+    samples, mask = setup.samples, setup.samples.response_mask
+    drawn = samples.sampled_logprobs
+    if drawn is None:
+        return
+    fresh = setup.policy.evaluate(replace(samples, trunk=None))
+    captured = setup.policy.evaluate(samples)
+    gaps = [(out.logprobs - drawn).abs()[mask].mean().item() for out in (fresh, captured)]
+    yield Finding(
+        "sampled",
+        max(gaps),
+        _bound(fresh),
+        "mean difference between the log-probabilities that tokens were drawn with and those they "
+        "are scored with: the policy is not scored on what it samples",
+    )
+
+
+def _ratio(setup: Setup) -> Iterator[Finding]:
+    with torch.no_grad():
+        old = setup.policy.evaluate(setup.samples)
+    size = min(setup.micro_batch, max(1, len(setup.samples) // 2))
+    new = torch.cat([setup.policy.evaluate(m).logprobs.detach() for m in setup.samples.split(size)])
+    mask = setup.samples.response_mask
+    yield Finding(
+        "ratio",
+        _gap((new - old.logprobs).exp(), torch.ones_like(new), mask),
+        _bound(old),
+        "the probability ratio of PPO is not 1 although nothing was trained",
+    )
+
+
+@torch.no_grad()
+def _reward(setup: Setup) -> Iterator[Finding]:
+    whole, _ = score(setup.reward, setup.samples)
+    why = "a score changes with padding or with the other rows of its batch"
+    try:
+        alone = torch.cat([score(setup.reward, one)[0] for one in setup.samples.split(1)])
+        padded, _ = score(setup.reward, widened(setup.samples))
+        gap = max(_gap(whole, alone), _gap(whole, padded))
+    except RlhfKitError as error:  # such as a deviation of one score
+        gap, why = math.inf, f"{why}: {error}"
+    states = setup.policy.evaluate(setup.samples)
+    yield Finding("reward", gap, _bound(states) * max(1.0, whole.abs().max().item()), why)
+
+
+@torch.no_grad()
+def _padding(setup: Setup) -> Iterator[Finding]:
+    samples, mask = setup.samples, setup.samples.response_mask
+    own, wide = setup.policy.evaluate(samples), setup.policy.evaluate(widened(samples))
+    gap = _gap(own.logprobs, wide.logprobs[:, : mask.shape[1]], mask)
+    if setup.value is not None:
+        values = setup.value(own.states, samples)
+        others = setup.value(wide.states, widened(samples))[:, : mask.shape[1]]
+        gap = max(gap, _gap(values, others, mask) / max(1.0, values.abs().max().item()))
+    yield Finding(
+        "padding", gap, _bound(own), "log-probabilities or values change with the padding"
+    )
+
+
+@torch.no_grad()
+def _end(setup: Setup) -> Iterator[Finding]:
+    best = 0.0
+    lengths = setup.samples.response_mask.sum(1)
+    for part in (0.0, 0.5, 1.0):
+        place = ((lengths - 1) * part).long()  # [B]
+        ended = _ending_at(setup.samples, place, setup.tokenizer.eos_id)
+        logprobs = setup.policy.evaluate(ended).logprobs
+        best = max(best, logprobs.gather(1, place[:, None]).exp().max().item())
+    yield Finding(
+        "end",
+        best,
+        1e-6,
+        f"the largest probability of the end token {setup.tokenizer.eos_id} at any place tried: no "
+        "response would ever end; is it the token that this model ends its answers with?",
+        at_least=True,
+    )
+
+
+def _ending_at(samples: Samples, place: Tensor, eos: int) -> Samples:
+    """Each response cut before ``place`` [B] and ended there."""
+    columns = torch.arange(samples.response_tokens.shape[1], device=place.device)[None]
+    tokens = torch.where(columns == place[:, None], eos, samples.response_tokens)
+    # The captured trunk belongs to the tokens that were sampled.
+    return replace(
+        samples, response_tokens=tokens, response_mask=columns <= place[:, None], trunk=None
+    )
+
+
+def _tokenizers(setup: Setup) -> Iterator[Finding]:
+    for tokenizer in (setup.tokenizer, *_tokenizers_of(setup.reward)):
+        changed = [
+            text
+            for text in setup.samples.responses
+            if tokenizer.decode(tokenizer.response(text, finished=False)) != text
+        ]
+        shown = f", such as {changed[0][:60]!r}" if changed else ""
+        yield Finding(
+            "tokenizers",
+            float(len(changed)),
+            0.0,
+            f"responses whose text changes when a tokenizer reads and writes it{shown}",
+        )
+
+
+def _tokenizers_of(reward: Any) -> Iterator[Tokenizer]:
+    own = getattr(reward, "tokenizer", None)
+    if own is not None:
+        yield own
+    for part in getattr(reward, "parts", {}).values():
+        yield from _tokenizers_of(part)
+
+
+def _repeatable(setup: Setup) -> Iterator[Finding]:
+    with torch.enable_grad():  # dropout, where a model has it, is on while it trains
+        first, second = (setup.policy.evaluate(setup.samples) for _ in range(2))
+        gap = _gap(first.logprobs, second.logprobs, setup.samples.response_mask)
+        if setup.value is not None:
+            pair = [setup.value(out.states, setup.samples).detach() for out in (first, second)]
+            gap = max(gap, _gap(pair[0], pair[1], setup.samples.response_mask))
+    scores = [score(setup.reward, setup.samples)[0] for _ in range(2)]
+    yield Finding(
+        "repeatable",
+        max(gap, _gap(scores[0], scores[1])),
+        _bound(first) / 10,
+        "the same call twice gives other numbers: dropout is on, or a reward is random",
+    )
+
+
+def widened(samples: Samples, left: int = 2, right: int = 3) -> Samples:
+    """The same samples with more padding on both sides, and garbage in all of the padding."""
+    prompts, mask = samples.prompts, samples.response_mask
+    garbage = int(samples.response_tokens[:, 0].max())
+
+    def around(x: Tensor, before: int, after: int, fill: Any) -> Tensor:
+        shape = list(x.shape)
+        ends = [x.new_full((shape[0], n, *shape[2:]), fill) for n in (before, after)]
+        return torch.cat([ends[0], x, ends[1]], 1)
+
+    tokens = torch.where(mask, samples.response_tokens, garbage)
+    begins = torch.where(prompts.mask, prompts.tokens, garbage)
+    return replace(
+        samples,
+        prompts=replace(
+            prompts,
+            tokens=around(begins, left, 0, garbage),
+            mask=around(prompts.mask, left, 0, False),
+        ),
+        response_tokens=around(tokens, 0, right, garbage),
+        response_mask=around(mask, 0, right, False),
+        trunk=None if samples.trunk is None else around(samples.trunk, left, right, 1.0),
+        sampled_logprobs=None,
+    )
+
+
+_CHECKS = {
+    "reference": _reference,
+    "sampled": _sampled,
+    "ratio": _ratio,
+    "reward": _reward,
+    "padding": _padding,
+    "end": _end,
+    "tokenizers": _tokenizers,
+    "repeatable": _repeatable,
+}

@@ -1,0 +1,45 @@
+"""What rewards that are made of several rewards have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rlhf_kit.components import Part
+from rlhf_kit.engine.scoring import load_models, needs_models
+from rlhf_kit.interfaces import Context, Memory, RewardFn, Stateful
+from rlhf_kit.types import Samples
+
+
+class Composite:
+    """Implements rlhf_kit.interfaces.CompositeReward, NeedsModels and Stateful, but ``combine``."""
+
+    def __init__(self, parts: Mapping[str, Part], context: Context) -> None:
+        self.parts: dict[str, RewardFn] = {name: context.build(p) for name, p in parts.items()}
+        self.needs_models = any(map(needs_models, self.parts.values()))
+
+    def load(self, memory: Memory) -> None:
+        for reward in self.parts.values():
+            load_models(reward, memory)
+
+    def components(self, samples: Samples) -> dict[str, Tensor]:
+        return {name: reward(samples).float() for name, reward in self.parts.items()}
+
+    def combine(self, components: Mapping[str, Tensor]) -> Tensor:
+        """name -> [B] float32, on any device, to one score per response [B]."""
+        raise NotImplementedError
+
+    def __call__(self, samples: Samples) -> Tensor:
+        return self.combine(self.components(samples))
+
+    def _stateful(self) -> dict[str, Stateful]:
+        return {name: part for name, part in self.parts.items() if isinstance(part, Stateful)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])

@@ -1,0 +1,101 @@
+"""Options of the built-in components that another option makes idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlhf_kit.errors import RecipeError
+from rlhf_kit.recipe import open_recipe
+from rlhf_kit.recipe.problems import known_keys
+from rlhf_kit.recipe.walk import parts_of
+
+MEMBER = "{use: python, path: reward.py}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["reward_model.probe_l2=0.1"],
+            'stages.reward_model.probe_l2: nothing reads it: head_init is "normal"; remove it, or '
+            "set head_init: probe",
+        ),
+        (
+            ["reward_model.head_init=probe", "reward_model.head_init_std=0"],
+            'stages.reward_model.head_init_std: nothing reads it: head_init is "probe"',
+        ),
+        (
+            ["ppo.optimizer.final_fraction=0.2"],
+            'stages.ppo.optimizer.final_fraction: nothing reads it: schedule is "constant"',
+        ),
+        (
+            [f"ppo.reward={{use: ensemble, std_coef: 2, rewards: {{a: {MEMBER}}}}}"],
+            'stages.ppo.reward.std_coef: nothing reads it: combine is "mean"; remove it, or set '
+            "combine: mean_minus_std",
+        ),
+        (
+            ["ppo.missing_eos_value=2"],
+            'stages.ppo.missing_eos_value: nothing reads it: missing_eos is "keep"',
+        ),
+        (["ppo.on_kl_limit=stop"], "stages.ppo.on_kl_limit: nothing reads it: kl_limit is null"),
+        (
+            ["ppo.kl_limit=3", "ppo.rollback_factor=3"],
+            'stages.ppo.rollback_factor: nothing reads it: on_kl_limit is "stop"',
+        ),
+        (["ppo.gate=false", "ppo.gate_skip=[end]"], "stages.ppo.gate_skip: nothing reads it: gate"),
+        (["model.revision=main"], "model.revision: nothing reads it: the model is a local folder"),
+    ],
+)
+def test_refused(toy_recipe: Callable[..., Path], overrides: list[str], line: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        open_recipe(toy_recipe("full"), overrides)
+    assert str(caught.value).startswith(f"command line: {line}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["reward_model.head_init=probe", "reward_model.probe_l2=0.1"],
+        ["reward_model.head_init_std=0.1"],
+        ["ppo.optimizer={learning_rate: 1, schedule: cosine, final_fraction: 0.2}"],
+        [
+            "ppo.reward={use: ensemble, combine: mean_minus_std, std_coef: 2, rewards: "
+            f"{{a: {MEMBER}}}}}"
+        ],
+        ["ppo.missing_eos=subtract", "ppo.missing_eos_value=2"],
+        ["ppo.kl_limit=3", "ppo.on_kl_limit=rollback", "ppo.rollback_factor=3"],
+    ],
+)
+def test_accepted(toy_recipe: Callable[..., Path], overrides: list[str]) -> None:
+    open_recipe(toy_recipe("full"), overrides)
+
+
+def test_the_pretraining_mix_of_plain_ppo(toy_recipe: Callable[..., Path]) -> None:
+    """All that says how to mix is idle; a coefficient of 0 says the same again."""
+    path = toy_recipe("full")
+    with pytest.raises(RecipeError) as caught:
+        open_recipe(path, ["ppo.pretraining=null"])
+    keys = ["ptx_coef", "ptx_per_episode", "ptx_length"]  # what the toy recipe writes
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        f"stages.ppo.{key}" for key in keys
+    ]
+    text = path.read_text()
+    for key in ("ptx_per_episode: 0.25", "ptx_length: 32"):
+        assert text.count(f"    {key}\n") == 1
+        text = text.replace(f"    {key}\n", "")
+    path.write_text(text)
+    open_recipe(path, ["ppo.pretraining=null", "ppo.ptx_coef=0"])
+
+
+def test_idle_keys_are_keys(toy_recipe: Callable[..., Path]) -> None:
+    """A misspelt one would refuse nothing."""
+    recipe, _, _ = open_recipe(toy_recipe("full"))
+    parts = [p for stage in recipe.stages.values() for p in parts_of(stage.part)]
+    found = {type(p.options): p.options.idle().keys() for p in (recipe.model, *parts)}
+    for model, keys in found.items():
+        assert keys <= set(known_keys(model)), model
+    assert sum(map(len, found.values())) > 4

@@ -1,0 +1,45 @@
+"""No option without a reader: a key that a recipe may write does something."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from rlhf_kit.components import Component
+from rlhf_kit.plugins import load_plugins
+from rlhf_kit.registry import Registry
+
+
+def components() -> list[Component]:
+    everything = Registry(load_plugins({})).all()
+    found = [c for *_, c in everything if not c.target.startswith("rlhf_kit_example")]
+    assert len(found) > 20
+    return found
+
+
+@cache
+def read_in(package: str) -> frozenset[str]:
+    """Every attribute that some module of ``package`` but its options module reads."""
+    folder = Path(str(importlib.import_module(package).__file__)).parent
+    names: set[str] = set()
+    for file in folder.rglob("*.py"):
+        if file.name == "options.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)  # getattr(options, "advantage")
+    return frozenset(names)
+
+
+@pytest.mark.parametrize("component", components(), ids=lambda c: f"{c.seam}-{c.name}")
+def test_every_option_is_read(component: Component) -> None:
+    package = component.target.partition(".")[0]
+    unread = set(component.options.model_fields) - read_in(package)
+    unread -= {"model", "memory"}  # of a stage: read by the core, rlhf_kit.recipe.schema
+    assert not unread

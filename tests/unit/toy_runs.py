@@ -1,0 +1,184 @@
+"""Runs of one stage of the toy recipe in the test's own process, and runs that are cut short.
+
+Also PPO's parts put together by hand, for tests that look at a single update.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rlhf_kit_instructgpt.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_instructgpt.gae import GAE
+from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip, TokenNLL
+from rlhf_kit_instructgpt.options import (
+    ClipOptions,
+    FixedKLOptions,
+    FixedPtxOptions,
+    GAEOptions,
+    LinearValueOptions,
+    NoOptions,
+    PPOPtxOptions,
+)
+from rlhf_kit_instructgpt.plugin import rlhf_components
+from rlhf_kit_instructgpt.ppo_parts import PPOParts
+from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
+from rlhf_kit_instructgpt.value import LinearValue
+from toys import merged, write_toy_recipe
+
+from rlhf_kit.components import Component
+from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.recipe import open_recipe
+from rlhf_kit.run import run_recipe
+from rlhf_kit.testing import part
+
+STOPPING = """
+import rlhf_kit
+
+@rlhf_kit.hookimpl
+def rlhf_step_ended(stage, step, metrics):
+    if step == {step}:
+        raise KeyboardInterrupt
+"""
+
+
+def one_stage(
+    folder: Path,
+    model: Path,
+    stage: str = "ppo",
+    memory: str = "hydra",
+    reward: str | None = None,
+    **options: Any,
+) -> Path:
+    """The toy recipe cut down to one stage, which starts from the pretrained model.
+
+    Args:
+        folder: where data and recipe are written.
+        model: of ``toys.write_toy_model``.
+        stage: "sft" or "ppo"; PPO maximises the function in ``reward.py``.
+        reward: another text of ``reward.py``.
+        options: of the stage, laid over the toy recipe's.
+    """
+    path = write_toy_recipe(folder, model, memory)
+    values = yaml.safe_load(path.read_text())
+    block = {key: value for key, value in values["stages"][stage].items() if key != "from"}
+    if stage == "ppo":
+        block["reward"] = {"use": "python", "path": "reward.py"}
+    block = merged(block, options)
+    if block.get("pretraining") is None:  # nor may it say how to use what is not there
+        block = {key: value for key, value in block.items() if not key.startswith("ptx_")}
+    values["stages"] = {stage: block}
+    # Data that nobody names is refused.
+    used = {{"sft": "demonstrations", "ppo": "prompts"}[stage], block.get("pretraining")}
+    values["data"] = {name: value for name, value in values["data"].items() if name in used}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    if reward is not None:
+        (folder / "reward.py").write_text(reward)
+    return path
+
+
+def run(recipe: Path, out: Path, *overrides: str, plugins: tuple[Path, ...] = ()) -> Path:
+    """Run ``recipe`` in ``out``; the folder of its last stage."""
+    resolved, loaded, _ = open_recipe(recipe, overrides, plugins)
+    run_recipe(resolved, loaded, out=out, plain=True)
+    return out / "stages" / list(resolved.stages)[-1]
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """What each step reported, without times; of a step that was repeated the last row counts."""
+    found = {}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        kept = {k: v for k, v in row.items() if k != "time" and not k.startswith("seconds/")}
+        found[row["step"]] = kept
+    return [found[step] for step in sorted(found)]
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """The summary of a run of one stage."""
+    values = json.loads((out / "summary.json").read_text())
+    return {k: v for k, v in values.items() if k not in ("seconds", "peak_rss_mib", "name")}
+
+
+def interrupted(recipe: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Interrupt a run at the end of ``step``; the checkpoint of the step before it.
+
+    Checkpoints are saved after every step, as in a recipe whose steps take minutes.
+    """
+    from rlhf_kit.engine.stage_run import StageExecution
+
+    original = StageExecution.__init__
+
+    def eager(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs | {"checkpoint_seconds": 0.0})
+
+    plugin = out.parent / "stopping.py"
+    plugin.write_text(STOPPING.format(step=step))
+    with monkeypatch.context() as patch:
+        patch.setattr(StageExecution, "__init__", eager)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, out, plugins=(plugin,))
+    (checkpoint,) = out.rglob("last.pt")
+    return checkpoint
+
+
+def run_in_two(recipe: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Interrupt a run in ``step`` and go on; the folder of its last stage."""
+    interrupted(recipe, out, step, monkeypatch)
+    return run(recipe, out)
+
+
+def ppo_options(**changes: Any) -> PPOPtxOptions:
+    """Options of the stage, whose slots name nothing in particular."""
+    (component,) = [c for c in rlhf_components() if c.name == "ppo_ptx"]
+    nothing = part(Component("", "", ":", NoOptions))
+    slots = {
+        name: nothing
+        for name, field in component.options.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and "seam" in field.json_schema_extra
+    }
+    chosen: Any = part(component, **slots, **changes).options
+    return chosen
+
+
+class Recorder(Optimizer):
+    """Keeps the gradients of the last step, of every parameter in its order."""
+
+    def step(self) -> float:
+        self.gradients = [p.grad.clone() for p in self._model]
+        return super().step()
+
+
+def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
+    """The algorithm on ``policy``, of the stage's default parts where ``others`` has none.
+
+    There is no normaliser, the critic is at 0, and a Recorder steps without clipping.
+    """
+    value = others.pop("value", None)
+    if value is None:
+        value = LinearValue(LinearValueOptions())
+        value.attach(policy)
+    kl, ptx = FixedKL(FixedKLOptions()), FixedPtx(FixedPtxOptions())
+    kl.coefficient, ptx.coefficient = options.kl_coef, options.ptx_coef
+    groups = [
+        ParameterGroup(list(policy.parameters()), options.optimizer.learning_rate),
+        ParameterGroup(list(value.parameters()), options.value_learning_rate),
+    ]
+    parts: dict[str, Any] = {
+        "policy": policy,
+        "value": value,
+        "reward": lambda samples: [float(len(text)) for text in samples.responses],
+        "advantage": GAE(GAEOptions()),
+        "kl": kl,
+        "ptx": ptx,
+        "limit": KLLimit(None, "stop", 2.0, {}),
+        "policy_loss": PPOClip(ClipOptions()),
+        "value_loss": ClippedValue(ClipOptions()),
+        "ptx_loss": TokenNLL(NoOptions()),
+        "optimizer": Recorder(groups, max_gradient_norm=None),
+        "prompts": None,
+    }
+    return PPOPtx(PPOParts(**parts | others), options)
