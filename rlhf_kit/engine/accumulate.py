@@ -39,8 +39,9 @@ class Term:
 class Step:
     """One optimizer step under construction."""
 
-    stats: dict[str, float] = field(default_factory=dict)
+    optimizer: Optimizer
     watched: Sequence[Parameter] = ()  # whose gradient norm is reported for each labelled `add`
+    stats: dict[str, float] = field(default_factory=dict)
 
     def add(
         self,
@@ -75,21 +76,23 @@ class Step:
                     key = f"{name}/{key}"
                     sums[key] = sums.get(key, torch.zeros(())) + value.detach() / counts[name]
             total.backward()
+            self.optimizer.absorb()
         self.stats.update({key: value.item() for key, value in sums.items()})
         if label is not None and self.watched:
             self.stats[f"gradient_norm/{label}"] = self._added(before)
 
     def _gradients(self) -> list[Tensor | None]:
-        return [None if p.grad is None else p.grad.detach().clone() for p in self.watched]
+        found = self.optimizer.gradients(self.watched)
+        return [None if gradient is None else gradient.clone() for gradient in found]
 
     def _added(self, before: Sequence[Tensor | None]) -> float:
         """The norm of the watched gradients less what they were."""
-        total = 0.0
-        for parameter, old in zip(self.watched, before, strict=True):
-            if parameter.grad is not None:
-                new = parameter.grad.float()
-                total += (new if old is None else new - old).square().sum().item()
-        return total**0.5
+        norms = [
+            torch.linalg.vector_norm(new if old is None else new - old)
+            for new, old in zip(self.optimizer.gradients(self.watched), before, strict=True)
+            if new is not None
+        ]
+        return torch.stack(norms).norm().item() if norms else 0.0
 
 
 def _count(term: Term, micro_batches: Sequence[Any]) -> Tensor:
@@ -101,6 +104,6 @@ def _count(term: Term, micro_batches: Sequence[Any]) -> Tensor:
 def accumulating(optimizer: Optimizer, watch: Sequence[Parameter] = ()) -> Iterator[Step]:
     """Clear the gradients, let the body add terms, then take one optimizer step."""
     optimizer.zero_grad()
-    step = Step(watched=watch)
+    step = Step(optimizer, watch)
     yield step
     step.stats["gradient_norm"] = optimizer.step()

@@ -44,6 +44,7 @@ class ParameterGroup:
 
     parameters: Sequence[Parameter]
     learning_rate: float
+    schedule: Schedule | None = None  # None: the optimizer's
 
 
 class Optimizer:
@@ -66,7 +67,8 @@ class Optimizer:
         groups = [g for g in groups if g.parameters]
         self._model = [p for g in groups for p in g.parameters]
         self._rates = [g.learning_rate for g in groups]
-        self._schedule = schedule or constant()
+        schedule = schedule or constant()
+        self._schedules = [g.schedule or schedule for g in groups]
         self._max_norm = math.inf if max_gradient_norm is None else max_gradient_norm
         self._step = 0
         masters = [
@@ -83,8 +85,26 @@ class Optimizer:
         )
 
     def zero_grad(self) -> None:
-        for parameter in self._model:
+        for parameter in (*self._model, *self._masters):
             parameter.grad = None
+
+    @torch.no_grad()
+    def absorb(self) -> None:
+        """Add gradients of lower precision to float32 sums; call it after every backward pass.
+
+        Left to autograd they would be summed in bfloat16: over hundreds of micro-batches a small
+        gradient is lost in the rounding of a large one.
+        """
+        for model, master in zip(self._model, self._masters, strict=True):
+            if master is not model and model.grad is not None:
+                gradient = model.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                model.grad = None
+
+    def gradients(self, parameters: Sequence[Parameter]) -> list[Tensor | None]:
+        """What has been summed for ``parameters`` since ``zero_grad``, at full precision."""
+        masters = {id(p): m for p, m in zip(self._model, self._masters, strict=True)}
+        return [masters[id(p)].grad for p in parameters]
 
     def step(self) -> float:
         """Take one step. Returns the gradient norm before clipping.
@@ -92,16 +112,12 @@ class Optimizer:
         Raises:
             NumericsError: the gradient is not finite; the weights are unchanged.
         """
-        for model, master in zip(self._model, self._masters, strict=True):
-            if master is not model:
-                master.grad = None if model.grad is None else model.grad.float()
-                model.grad = None
+        self.absorb()
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm).item()
         if not math.isfinite(norm):
             raise NumericsError(f"the gradient norm is {norm}: the step was not taken")
-        factor = self._schedule(self._step)
-        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        for group, rate in zip(self._adam.param_groups, self.learning_rates, strict=True):
+            group["lr"] = rate
         self._adam.step()
         self._adam.zero_grad()
         self._step += 1
@@ -122,7 +138,8 @@ class Optimizer:
     @property
     def learning_rates(self) -> list[float]:
         """The rates that the next step will use."""
-        return [rate * self._schedule(self._step) for rate in self._rates]
+        pairs = zip(self._rates, self._schedules, strict=True)
+        return [rate * schedule(self._step) for rate, schedule in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         masters = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,8 @@ def probe(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
     """
-    for key, part in getattr(reward, "parts", {}).items():
+    parts = getattr(reward, "parts", None)
+    for key, part in parts.items() if isinstance(parts, Mapping) else ():
         probe(part, rows, f"{name}.{key}")
     if needs_models(reward):
         return

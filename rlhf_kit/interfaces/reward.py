@@ -14,6 +14,11 @@ from rlhf_kit.types import PackedTexts, Samples, TextBatch
 
 
 class RewardFn(Protocol):
+    """Optional: ``tokenizer`` (a Tokenizer) if it reads the text with one of its own, and ``dtype``
+
+    if it computes in a precision of its own; the gate before PPO's first update looks at both.
+    """
+
     def __call__(self, samples: Samples) -> Tensor:
         """Scores [B], one per response, finite."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlhf_kit.types.samples import Row
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     eos_id: int  # ends a response
     pad_id: int  # never scored; may equal eos_id

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rlhf_kit.types.samples import Samples
+from rlhf_kit.types.shapes import joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,19 @@ class Rollout:
     values: Tensor | None  # [B, R]
     scores: Tensor  # [B]
     components: dict[str, Tensor] = field(default_factory=dict)  # name -> [B], parts of a score
+
+    @classmethod
+    def join(cls, parts: Sequence[Rollout]) -> Rollout:
+        """One rollout of several chunks, each padded to the widest of them."""
+        values = [part.values for part in parts if part.values is not None]
+        return cls(
+            Samples.join([part.samples for part in parts]),
+            joined([part.logprobs for part in parts]),
+            joined([part.reference_logprobs for part in parts]),
+            joined(values) if values else None,
+            torch.cat([part.scores for part in parts]),
+            {n: torch.cat([p.components[n] for p in parts]) for n in parts[0].components},
+        )
 
     @property
     def mask(self) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.shapes import joined
+
 Row = dict[str, Any]
 
 
@@ -24,6 +26,18 @@ class Prompts:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def select(self, index: Tensor) -> Prompts:
+        """Rows ``index``, cut on the left to the longest of them."""
+        mask = self.mask[index]
+        width = int(mask.sum(1).max()) if len(index) else 0
+        first = mask.shape[1] - width
+        return Prompts(
+            self.tokens[index, first:],
+            mask[:, first:],
+            [self.rows[i] for i in index.tolist()],
+            self.group[index],
+        )
 
     def repeat(self, times: int) -> Prompts:
         """Each prompt ``times`` times in a row; ``group`` keeps them together."""
@@ -115,7 +129,39 @@ class Samples:
             ),
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[Samples]) -> Samples:
+        """One batch of several, each padded to the widest of them."""
+        if len(parts) == 1:
+            return parts[0]
+        begins, first = [part.prompts for part in parts], parts[0]
+        prompts = Prompts(
+            joined([p.tokens for p in begins], left=True),
+            joined([p.mask for p in begins], left=True),
+            [row for p in begins for row in p.rows],
+            torch.cat([p.group for p in begins]),
+        )
+        trunks = [part.trunk for part in parts if part.trunk is not None]
+        drawn = [p.sampled_logprobs for p in parts if p.sampled_logprobs is not None]
+        if trunks:
+            trunks = [_around(p, prompts, trunk) for p, trunk in zip(parts, trunks, strict=True)]
+        return replace(
+            first,
+            prompts=prompts,
+            response_tokens=joined([part.response_tokens for part in parts]),
+            response_mask=joined([part.response_mask for part in parts]),
+            finished=torch.cat([part.finished for part in parts]),
+            trunk=joined(trunks) if trunks else None,
+            sampled_logprobs=joined(drawn) if drawn else None,
+        )
+
     def split(self, size: int) -> Iterator[Samples]:
         """Chunks of at most ``size`` rows."""
         for rows in torch.arange(len(self)).split(size):
             yield self.select(rows)
+
+
+def _around(part: Samples, prompts: Prompts, trunk: Tensor) -> Tensor:
+    """``trunk`` [B, T, H] with room on the left for the wider prompts of a joined batch."""
+    width = prompts.tokens.shape[1] - part.prompts.tokens.shape[1]
+    return torch.cat([trunk.new_zeros((len(trunk), width, trunk.shape[2])), trunk], 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 
@@ -28,3 +31,13 @@ def check_shape(tensor: Tensor, legend: str, name: str, **sizes: int) -> dict[st
                 f"got shape {list(tensor.shape)}"
             )
     return bound
+
+
+def joined(parts: Sequence[Tensor], *, left: bool = False) -> Tensor:
+    """Stack [B_i, T_i, ...] along rows, padding dimension 1 with zeros to the widest."""
+    width = max(part.shape[1] for part in parts)
+    wide = []
+    for part in parts:
+        empty = part.new_zeros((part.shape[0], width - part.shape[1], *part.shape[2:]))
+        wide.append(torch.cat([empty, part] if left else [part, empty], 1))
+    return torch.cat(wide)

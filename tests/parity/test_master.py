@@ -172,7 +172,7 @@ def ppo(
         "value": ZeroCritic(),
         "advantage": GAE(GAEOptions(discount=1.0, lam=1.0)),
         "policy_loss": Expected(),
-        "prompts": SimpleNamespace(next=lambda: None),
+        "prompts": SimpleNamespace(next=lambda: policy.all_samples().prompts),
     }
     given |= other
     parts = PPOParts(

@@ -207,11 +207,11 @@ def test_a_models_own_dropout(
 
     original = full.FullRole.__init__
 
-    def init(self: Any, model: Any, **kwargs: Any) -> None:
+    def init(self: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.5
-        original(self, model.train(), **kwargs)
+        original(self, model.train(), *args, **kwargs)
 
     monkeypatch.setattr(full.FullRole, "__init__", init)
     checks = ("reference", "sampled", "ratio", "padding", "repeatable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,16 @@ from rlhf_kit_hf.options import FullOptions
 from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
 
+_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one.\n"
+
 
 class FullRole:
     """A whole model of its own."""
 
     boundary = None
 
-    def __init__(self, model: Any, *, trainable: bool) -> None:
-        self._model = model.requires_grad_(trainable)
+    def __init__(self, model: Any, shape: dict[str, Any], *, trainable: bool) -> None:
+        self._model, self._shape = model.requires_grad_(trainable), shape
         self.config = model.config.get_text_config()
         self.hidden_size: int = self.config.hidden_size
         self.layers = decoder_layers(model.base_model)
@@ -76,18 +79,25 @@ class FullRole:
             raise DataError(
                 f"{folder}: no space left on the disk; free some and run the same command again"
             ) from error
-        write_note(folder, FullMemory.name)
+        write_note(folder, FullMemory.name, **self._shape)
 
 
 class FullMemory(Strategy):
     name = "full"
+    computes = False
 
     def __init__(self, options: FullOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
 
+    def shape(self) -> dict[str, Any]:
+        """The weights come with the folder; which tokens they read does not."""
+        ids = [self.tokenizer.eos_id, *self.tokenizer.text(_SENTENCE)]
+        return {"tokenizer": hashlib.sha256(str(ids).encode()).hexdigest()[:12]}
+
     def role(self, name: str, start: Path | None, *, trainable: bool) -> FullRole:
         if start is None:
-            return FullRole(copy.deepcopy(self.model), trainable=trainable)
+            model = copy.deepcopy(self.model).to(self.device)
+            return FullRole(model, self.shape(), trainable=trainable)
         # from_pretrained, since save_pretrained may write other names than the model's own
         # (GPT-NeoX's head), leaves tied weights out, and splits what is large.
         model, report = type(self.model).from_pretrained(
@@ -97,4 +107,4 @@ class FullMemory(Strategy):
             raise RecipeError(
                 f"{start}: lacks weights: {', '.join(sorted(report['missing_keys']))}"
             )
-        return FullRole(model.to(self.device).eval(), trainable=trainable)
+        return FullRole(model.to(self.device).eval(), self.shape(), trainable=trainable)

@@ -68,5 +68,5 @@ def check_proof(folder: Path, score: Score, dtype: torch.dtype, device: torch.de
             f"{folder}: the reward model scores its own proof texts differently than when it was "
             f"saved, by up to {float(gap.max()):.3g} (allowed {float(allowed.max()):.3g}): the "
             "backbone or some weights are not those it was trained with; use the same model and "
-            "memory block, or train that stage again"
+            f"memory block, or train that stage again (without {PROOF} nothing is compared)"
         )

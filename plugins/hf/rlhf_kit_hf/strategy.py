@@ -25,6 +25,7 @@ class Strategy:
     """Base of the strategies in this package; implements rlhf_kit.interfaces.Memory."""
 
     name: ClassVar[str]
+    computes: ClassVar[bool] = True  # False: the pretrained model is only copied from
 
     def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
         device = options.device
@@ -34,8 +35,9 @@ class Strategy:
             raise RecipeError(f"memory.device: {device}, but torch sees no GPU; use cpu or auto")
         self.device = torch.device(device)
         self.dtype = resolve_dtype(options.dtype)
-        self.model = source.load(self.dtype).to(self.device)
-        self.model.requires_grad_(False)
+        self.model = source.load(self.dtype).requires_grad_(False)
+        if self.computes:
+            self.model.to(self.device)
         self.tokenizer = context.tokenizer
         self._source = source
         _check_head(self.model)

@@ -33,6 +33,11 @@ class TrainedReward:
         """What it scores with."""
         return self._context.tokenizer_of(self._start)
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What it computes in, once loaded."""
+        return getattr(self._memory, "dtype", None)
+
     def load(self, memory: Memory) -> None:
         self._memory = self._context.memory(self._start)
         self._shared = self._memory is memory

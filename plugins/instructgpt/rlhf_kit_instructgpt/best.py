@@ -18,6 +18,10 @@ class Best:
         self._weights: dict[str, Any] = {}
         self.first = self.value = math.inf
 
+    def start(self, loss: float) -> None:
+        """Note where training starts from, without taking those weights for a candidate."""
+        self.first = loss
+
     def offer(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise NumericsError(f"the validation loss is {loss}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, RewardFn, StageRun, Stateful
-from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of
+from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, short_prompts
 from rlhf_kit_instructgpt.options import BestOfNOptions
 
 
@@ -78,6 +78,7 @@ class BestOfN:
     def __init__(self, options: BestOfNOptions, context: Context) -> None:
         self._options, self._context = options, context
         rows = context.build(options.prompts).split(options.split)
+        rows = short_prompts(rows, context.tokenizer, options.max_prompt_tokens)
         self._rows = rows[: options.most_prompts]
         check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
         self._gold: RewardFn = context.build(options.gold)

@@ -11,7 +11,7 @@ from rlhf_kit.engine.scoring import load_models, probe_labeler
 from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful
 from rlhf_kit.types import Samples
 from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of
+from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, short_prompts
 from rlhf_kit_instructgpt.options import CollectOptions
 
 
@@ -35,8 +35,11 @@ class Collect:
         self._options, self._context = options, context
         source = context.build(options.prompts)
         wanted = {"train": options.train_prompts, "validation": options.validation_prompts}
+        longest, tokenizer = options.max_prompt_tokens, context.tokenizer
         self._rows = [
-            (row, split) for split, most in wanted.items() for row in source.split(split)[:most]
+            (row, split)
+            for split, most in wanted.items()
+            for row in short_prompts(source.split(split), tokenizer, longest)[:most]
         ]
         room = options.sampling.max_new_tokens
         check_prompts((row for row, _ in self._rows), context.tokenizer, room)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+
 from rlhf_kit.interfaces import KLController, Stateful
 from rlhf_kit_instructgpt.options import (
     AdaptiveKLOptions,
@@ -109,24 +111,37 @@ class KLLimit:
         self._good: dict[str, Any] = {}  # the parts as they were at the last rollout within bounds
         self.rollbacks = 0
 
-    def check(self, kl: float, controller: KLController) -> Literal["go on", "stop", "rollback"]:
-        """Judge a rollout before it is learned from. A rollback has happened when this returns."""
+    def check(self, kl: float) -> Literal["go on", "stop", "rollback"]:
+        """Judge a rollout before it is learned from; keep what gave it if it may be needed."""
         if self._limit is None:
             return "go on"
         if kl <= self._limit:
             if self._action == "rollback":
-                self._good = copy.deepcopy({n: p.state_dict() for n, p in self._parts.items()})
+                self._good = {}  # freed before the new copy is made
+                self._good = {n: _on_cpu(p.state_dict()) for n, p in self._parts.items()}
             return "go on"
-        if self._action == "stop" or not self._good:
-            return "stop"
+        return "rollback" if self._action == "rollback" and self._good else "stop"
+
+    def take_back(self, controller: KLController) -> None:
+        """Put the last weights within the bound back, and raise the coefficient."""
         for name, part in self._parts.items():
-            part.load_state_dict(copy.deepcopy(self._good[name]))
+            part.load_state_dict(_on_cpu(self._good[name]))
         controller.coefficient *= self._factor
         self.rollbacks += 1
-        return "rollback"
 
     def state_dict(self) -> dict[str, Any]:
         return {"good": self._good, "rollbacks": self.rollbacks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._good, self.rollbacks = state["good"], state["rollbacks"]
+
+
+def _on_cpu(state: Any) -> Any:
+    """A copy whose tensors are on the CPU: it is rarely needed, and as large as the training."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_on_cpu(value) for value in state]
+    return copy.deepcopy(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,13 @@ from rlhf_kit.interfaces import Context, Policy, RewardFn, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.types import Samples, TextBatch
-from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, text_blocks
+from rlhf_kit_instructgpt.batches import (
+    check_prompts,
+    prompt_batch,
+    sampling_of,
+    short_prompts,
+    text_blocks,
+)
 from rlhf_kit_instructgpt.options import EvaluateOptions
 from rlhf_kit_instructgpt.perplexity import perplexity
 
@@ -36,7 +40,8 @@ class Judged:
 class Evaluate:
     def __init__(self, options: EvaluateOptions, context: Context) -> None:
         self._options, self._context = options, context
-        self._rows: Sequence[Row] = context.build(options.prompts).split("test")
+        rows = context.build(options.prompts).split("test")
+        self._rows = short_prompts(rows, context.tokenizer, options.max_prompt_tokens)
         check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
         self._gold: RewardFn = context.build(options.gold)
         probe(self._gold, self._rows)

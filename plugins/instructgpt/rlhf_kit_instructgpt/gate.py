@@ -7,7 +7,7 @@ bound. The bounds are those of the arithmetic: tight in float32, loose for half 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,9 +70,13 @@ def check_setup(setup: Setup, skip: list[str]) -> list[Finding]:
     return found
 
 
+def _exact(out: PolicyOutput) -> bool:
+    return out.states.dtype in (torch.float32, torch.float64)
+
+
 def _bound(out: PolicyOutput) -> float:
     """For log-probabilities and values, which sum many roundings of the model's precision."""
-    return 1e-3 if out.states.dtype in (torch.float32, torch.float64) else 0.1
+    return 1e-3 if _exact(out) else 0.1
 
 
 def _gap(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
@@ -80,6 +84,19 @@ def _gap(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
     gap = (a.float() - b.float()).abs()
     gap = gap if mask is None else gap[mask]
     return gap.max().item() if gap.numel() else 0.0
+
+
+def _rounded_gap(out: PolicyOutput, a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """The largest difference where ``mask``; in half precision the mean of them.
+
+    Another width or batch size means other kernels, and one unlikely token in a hundred is then
+    off by a few tenths of a nat in bfloat16; a real fault moves all of them.
+    """
+    if _exact(out):
+        return _gap(a, b, mask)
+    gap = (a.float() - b.float()).abs()
+    gap = gap if mask is None else gap[mask]
+    return gap.mean().item() if gap.numel() else 0.0
 
 
 @torch.no_grad()
@@ -110,13 +127,13 @@ def _sampled(setup: Setup) -> Iterator[Finding]:
         return
     fresh = setup.policy.evaluate(replace(samples, trunk=None))
     captured = setup.policy.evaluate(samples)
-    gaps = [(out.logprobs - drawn).abs()[mask].mean().item() for out in (fresh, captured)]
+    gaps = [_rounded_gap(out, out.logprobs, drawn, mask) for out in (fresh, captured)]
     yield Finding(
         "sampled",
         max(gaps),
         _bound(fresh),
-        "mean difference between the log-probabilities that tokens were drawn with and those they "
-        "are scored with: the policy is not scored on what it samples",
+        "difference between the log-probabilities that tokens were drawn with and those they are "
+        "scored with: the policy is not scored on what it samples",
     )
 
 
@@ -128,7 +145,7 @@ def _ratio(setup: Setup) -> Iterator[Finding]:
     mask = setup.samples.response_mask
     yield Finding(
         "ratio",
-        _gap((new - old.logprobs).exp(), torch.ones_like(new), mask),
+        _rounded_gap(old, (new - old.logprobs).exp(), torch.ones_like(new), mask),
         _bound(old),
         "the probability ratio of PPO is not 1 although nothing was trained",
     )
@@ -138,25 +155,29 @@ def _ratio(setup: Setup) -> Iterator[Finding]:
 def _reward(setup: Setup) -> Iterator[Finding]:
     whole, _ = score(setup.reward, setup.samples)
     why = "a score changes with padding or with the other rows of its batch"
+    states = setup.policy.evaluate(setup.samples)
     try:
-        alone = torch.cat([score(setup.reward, one)[0] for one in setup.samples.split(1)])
+        rows = torch.arange(len(setup.samples))
+        parts = [setup.samples.select(some) for some in (rows[:1], rows[1:])]
+        alone = torch.cat([score(setup.reward, part)[0] for part in parts])
         padded, _ = score(setup.reward, widened(setup.samples))
-        gap = max(_gap(whole, alone), _gap(whole, padded))
+        gap = max(_rounded_gap(states, whole, x) for x in (alone, padded))
     except RlhfKitError as error:  # such as a deviation of one score
         gap, why = math.inf, f"{why}: {error}"
-    states = setup.policy.evaluate(setup.samples)
-    yield Finding("reward", gap, _bound(states) * max(1.0, whole.abs().max().item()), why)
+    bound = max(_bound(states), _precision_of(setup.reward))
+    yield Finding("reward", gap, bound * max(1.0, whole.abs().max().item()), why)
 
 
 @torch.no_grad()
 def _padding(setup: Setup) -> Iterator[Finding]:
     samples, mask = setup.samples, setup.samples.response_mask
     own, wide = setup.policy.evaluate(samples), setup.policy.evaluate(widened(samples))
-    gap = _gap(own.logprobs, wide.logprobs[:, : mask.shape[1]], mask)
+    gap = _rounded_gap(own, own.logprobs, wide.logprobs[:, : mask.shape[1]], mask)
     if setup.value is not None:
         values = setup.value(own.states, samples)
         others = setup.value(wide.states, widened(samples))[:, : mask.shape[1]]
-        gap = max(gap, _gap(values, others, mask) / max(1.0, values.abs().max().item()))
+        scale = max(1.0, values.abs().max().item())
+        gap = max(gap, _rounded_gap(own, values, others, mask) / scale)
     yield Finding(
         "padding", gap, _bound(own), "log-probabilities or values change with the padding"
     )
@@ -191,6 +212,14 @@ def _ending_at(samples: Samples, place: Tensor, eos: int) -> Samples:
     )
 
 
+def _precision_of(part: Any) -> float:
+    """The bound for a reward or critic that computes in another precision than the policy."""
+    inner = getattr(part, "parts", None)
+    inner = inner.values() if isinstance(inner, Mapping) else ()
+    own = 0.1 if getattr(part, "dtype", None) in (torch.bfloat16, torch.float16) else 1e-3
+    return max([own, *map(_precision_of, inner)])
+
+
 def _tokenizers(setup: Setup) -> Iterator[Finding]:
     for tokenizer in (setup.tokenizer, *_tokenizers_of(setup.reward)):
         changed = [
@@ -202,33 +231,41 @@ def _tokenizers(setup: Setup) -> Iterator[Finding]:
         yield Finding(
             "tokenizers",
             float(len(changed)),
-            0.0,
+            float(len(setup.samples) // 4),  # one odd sample may be normalised; a fault hits all
             f"responses whose text changes when a tokenizer reads and writes it{shown}",
         )
 
 
 def _tokenizers_of(reward: Any) -> Iterator[Tokenizer]:
     own = getattr(reward, "tokenizer", None)
-    if own is not None:
+    if isinstance(own, Tokenizer):  # a stranger's reward may call anything of its own so
         yield own
-    for part in getattr(reward, "parts", {}).values():
+    parts = getattr(reward, "parts", None)
+    for part in parts.values() if isinstance(parts, Mapping) else ():
         yield from _tokenizers_of(part)
 
 
+@torch.no_grad()
 def _repeatable(setup: Setup) -> Iterator[Finding]:
     with torch.enable_grad():  # dropout, where a model has it, is on while it trains
-        first, second = (setup.policy.evaluate(setup.samples) for _ in range(2))
-        gap = _gap(first.logprobs, second.logprobs, setup.samples.response_mask)
-        if setup.value is not None:
-            pair = [setup.value(out.states, setup.samples).detach() for out in (first, second)]
-            gap = max(gap, _gap(pair[0], pair[1], setup.samples.response_mask))
+        outs = [_numbers(setup) for _ in range(2)]
+    gap = max(_gap(a, b, setup.samples.response_mask) for a, b in zip(*outs, strict=True))
     scores = [score(setup.reward, setup.samples)[0] for _ in range(2)]
     yield Finding(
         "repeatable",
         max(gap, _gap(scores[0], scores[1])),
-        _bound(first) / 10,
+        _bound(setup.policy.evaluate(setup.samples)) / 10,
         "the same call twice gives other numbers: dropout is on, or a reward is random",
     )
+
+
+def _numbers(setup: Setup) -> list[Tensor]:
+    """Log-probabilities and values; the graph is gone when this returns."""
+    out = setup.policy.evaluate(setup.samples)
+    found = [out.logprobs.detach()]
+    if setup.value is not None:
+        found.append(setup.value(out.states, setup.samples).detach())
+    return found
 
 
 def widened(samples: Samples, left: int = 2, right: int = 3) -> Samples:

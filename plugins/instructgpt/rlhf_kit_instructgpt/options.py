@@ -53,6 +53,9 @@ class SFTOptions(Options):
     demonstrations: Part = slot(
         "data", use="demonstrations", description="prompts with written responses"
     )
+    max_prompt_tokens: int | None = Field(
+        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
+    )
     loss: Part = slot("nll_loss", use="token_nll", description="loss on the response tokens")
     epochs: int = Field(
         2,
@@ -71,7 +74,11 @@ class SFTOptions(Options):
         "data", description="running text to mix in (app. C.3); null: demonstrations only"
     )
     pretraining_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of a batch that is running text; 0.1 (app. C.3)"
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the texts of a batch that are running text; 0.1 (app. C.3). The loss "
+        "is a mean over tokens, so long texts weigh more than short demonstrations",
     )
     pretraining_length: int = Field(256, ge=2, description="tokens of a text of the mix")
     select_by: Part | None = slot(
@@ -109,6 +116,9 @@ class CollectOptions(Options):
     )
     prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     labeler: Part = slot("labeler", description="who ranks the completions")
+    max_prompt_tokens: int | None = Field(
+        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
+    )
     completions: int = Field(
         6, ge=2, le=64, description="K, completions per prompt; 4 to 9 in the paper"
     )
@@ -220,8 +230,8 @@ class PPOPtxOptions(Options):
     )
     on_kl_limit: Literal["stop", "rollback"] = Field(
         "stop",
-        description="stop: end the training there; rollback: back to the last weights within the "
-        "bound, and on with a larger kl_coef",
+        description="stop: end the training there, with the policy as it is, one update past the "
+        "bound; rollback: back to the last weights within the bound, and on with a larger kl_coef",
     )
     rollback_factor: float = Field(
         2.0, gt=1, description="kl_coef is multiplied by this on each rollback"
@@ -282,7 +292,9 @@ class PPOPtxOptions(Options):
         "optimizer steps at 512 / 64. The paper scans rates from 2.55e-6 to 2.55e-5 and does not "
         "say which it took",
     )
-    value_learning_rate: float = Field(9e-6, gt=0, description="of the critic; 9e-6 in the paper")
+    value_learning_rate: float = Field(
+        9e-6, gt=0, description="of the critic, fixed from the first step; 9e-6 in the paper"
+    )
 
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
@@ -312,6 +324,9 @@ class EvaluateOptions(Options):
     )
     ppo: StageRef = stage_ref("policy", description="the policy to judge")
     prompts: Part = slot("data", use="prompts", description="prompts; the test split is used")
+    max_prompt_tokens: int | None = Field(
+        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
+    )
     gold: Part = slot("reward", description="the score that counts, unknown to training")
     reward: Part | None = slot("reward", description="the proxy that was trained on; null: none")
     pretraining: Part | None = slot(
@@ -340,6 +355,9 @@ class BestOfNOptions(Options):
         "test", description="which of the prompts"
     )
     most_prompts: int | None = Field(None, ge=1, description="how many prompts; null: all")
+    max_prompt_tokens: int | None = Field(
+        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
+    )
     proxies: dict[str, Part] = slots("reward", description="who picks, by a name of your own")
     gold: Part = slot("reward", description="the score that counts")
     samples_per_prompt: int = Field(

@@ -46,7 +46,7 @@ class PPOPtx:
         self.watched = list(parts.policy.parameters()) if options.gradient_norms else []
 
     def run(self, run: StageRun) -> int:
-        """Train; returns the number of rollouts that were learned from or looked at."""
+        """Train; returns how many rollouts came before the one that ended it, if one did."""
         o, parts = self.options, self.parts
         sampling = sampling_of(o.sampling, run.generator)
         for step in run.steps(o.steps, parts.state()):
@@ -55,7 +55,7 @@ class PPOPtx:
             rollout = self.collect(parts.prompts.next(), sampling, clock)
             run.rollout_collected(step, rollout)
             kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)  # [B]
-            verdict = parts.limit.check(kl.mean().item(), parts.kl)
+            verdict = parts.limit.check(kl.mean().item())
             scores = shaped_scores(rollout, o, parts.score_normalizer)  # [B]
             targets = self.credit(rollout, scores)
             stats = []
@@ -64,16 +64,26 @@ class PPOPtx:
                 order = minibatches(len(scores), o.minibatch, o.inner_epochs, run.generator)
                 with clock.phase("update"):
                     stats = [self.update(batch.select(rows)) for rows in order]
+            if verdict == "rollback":
+                parts.limit.take_back(parts.kl)
             extra |= {"kl_coef": parts.kl.coefficient, "rollbacks": float(parts.limit.rollbacks)}
             metrics = step_metrics(rollout, targets, stats, kl, scores, extra, clock)
             run.end_step(step, metrics, step_line(step, o.steps, metrics, verdict))
             if verdict == "stop":
-                return step + 1
+                return step
             parts.kl.update(metrics["kl"], len(scores))
         return o.steps
 
-    @torch.no_grad()
     def collect(self, prompts: Prompts, sampling: Sampling, clock: Clock) -> Rollout:
+        """Sample ``sampling.batch_size`` rows at a time; the responses to a prompt together."""
+        repeat = self.options.samples_per_prompt
+        size = max(1, self.options.sampling.batch_size // repeat) * repeat
+        chunks = torch.arange(len(prompts)).split(size)
+        parts = [self.collect_chunk(prompts.select(rows), sampling, clock) for rows in chunks]
+        return Rollout.join(parts)
+
+    @torch.no_grad()
+    def collect_chunk(self, prompts: Prompts, sampling: Sampling, clock: Clock) -> Rollout:
         """Sample, and record everything that PPO later holds fixed."""
         with clock.phase("sample"):
             samples = self.parts.policy.generate(prompts, sampling)

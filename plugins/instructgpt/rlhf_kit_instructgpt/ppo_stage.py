@@ -11,7 +11,7 @@ from rlhf_kit import Part
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.ema import WeightAverage
-from rlhf_kit.engine.optim import ParameterGroup
+from rlhf_kit.engine.optim import ParameterGroup, constant
 from rlhf_kit.engine.scoring import load_models, probe
 from rlhf_kit.engine.seeding import GeneratorState
 from rlhf_kit.errors import RecipeError
@@ -113,7 +113,8 @@ class PPOPtxStage:
         parameters = list(policy.parameters())
         groups = [
             ParameterGroup(parameters, o.optimizer.learning_rate),
-            ParameterGroup(list(value.parameters()), o.value_learning_rate),
+            # Fixed from the first step on: the warm-up of the paper is the policy's.
+            ParameterGroup(list(value.parameters()), o.value_learning_rate, constant()),
         ]
         steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
         optimizer = build_optimizer(groups, o.optimizer, steps)
@@ -147,7 +148,9 @@ class PPOPtxStage:
     def _check(self, run: StageRun, policy: Policy, *, same_reference: bool) -> None:
         """The gate; puts all randomness and the reward's state back, so that it changes nothing."""
         o, tokenizer = self._options, self._context.tokenizer
-        prompts = prompt_batch(self._rows[:GATE_PROMPTS], tokenizer)
+        # No more rows at once than training puts through the model.
+        rows = self._rows[: min(GATE_PROMPTS, max(2, o.micro_batch))]
+        prompts = prompt_batch(rows, tokenizer)
         sampling = sampling_of(o.sampling, torch.Generator().manual_seed(0))
         touched: dict[str, Stateful] = {"generators": GeneratorState(run.generator)}
         if isinstance(self._reward, Stateful):

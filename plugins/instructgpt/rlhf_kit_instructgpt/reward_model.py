@@ -170,7 +170,7 @@ class RewardModelStage:
 
     @torch.no_grad()
     def _mean_score(self, model: RewardModel, texts: TextBatch) -> float:
-        chunks = by_length(texts.mask, 64)
+        chunks = by_length(texts.mask, self._options.micro_batch)
         return torch.cat([model.score(texts.select(rows)) for rows in chunks]).mean().item()
 
     def _proof(self) -> TextBatch:

@@ -18,6 +18,7 @@ from rlhf_kit_instructgpt.batches import (
     check_prompts,
     prompt_batch,
     sampling_of,
+    short_prompts,
     text_blocks,
 )
 from rlhf_kit_instructgpt.best import Best
@@ -35,10 +36,14 @@ class SFT:
     def __init__(self, options: SFTOptions, context: Context) -> None:
         self._options, self._context = options, context
         source = context.build(options.demonstrations)
-        self._rows = source.split("validation")
+        longest, tokenizer = options.max_prompt_tokens, context.tokenizer
+        train, self._rows = (
+            short_prompts(source.split(name), tokenizer, longest)
+            for name in ("train", "validation")
+        )
         self._train, self._validation = (
-            answered([(r, r["response"], True) for r in rows], context.tokenizer)
-            for rows in (source.split("train"), self._rows)
+            answered([(r, r["response"], True) for r in rows], tokenizer)
+            for rows in (train, self._rows)
         )
         self._loss: Loss[NllInputs] = context.build(options.loss)
         self._reward: RewardFn | None = None
@@ -76,8 +81,11 @@ class SFT:
         group = ParameterGroup(list(policy.parameters()), o.optimizer.learning_rate)
         optimizer = build_optimizer([group], o.optimizer, total)
         cycle = Cycle(len(self._train), self._size, run.generator, span_passes=False)
-        best, first = Best(policy), self.judge(policy, run)
-        best.offer(self._cost(first))
+        best = Best(policy)
+        if not run.resumed:
+            cost = self._cost(self.judge(policy))
+            # Scores are of a few samples: by luck the untrained model could be the best.
+            best.offer(cost) if self._reward is None else best.start(cost)
         state: dict[str, Any] = {
             "policy": policy,
             "optimizer": optimizer,
@@ -105,7 +113,7 @@ class SFT:
             metrics, line = dict(update.stats), f"step {step + 1}/{total}"
             line += f"  loss {metrics['sft/loss']:.3f}"
             if (step + 1) % per_epoch == 0:
-                found = self.judge(policy, run)
+                found = self.judge(policy)
                 best.offer(self._cost(found))
                 metrics |= {f"validation/{key}": value for key, value in found.items()}
                 line += "".join(f"  validation {key} {value:.3f}" for key, value in found.items())
@@ -126,7 +134,7 @@ class SFT:
         return NllInputs(logprobs, texts.predicted.to(logprobs.device))
 
     @torch.no_grad()
-    def judge(self, policy: Policy, run: StageRun) -> dict[str, float]:
+    def judge(self, policy: Policy) -> dict[str, float]:
         """``loss`` on the validation split, divided once, as in training; with `select_by` the
 
         mean ``score`` of samples; with a mix the ``perplexity`` on held-out running text.
@@ -138,17 +146,19 @@ class SFT:
             count += self._loss.count(inputs).item()
         found = {"loss": total / max(count, 1.0)}
         if self._reward is not None:
-            found["score"] = self._score(policy, self._reward, run)
+            found["score"] = self._score(policy, self._reward)
         if self._held_out is not None:
             found["perplexity"] = perplexity(policy, self._held_out)
         return found
 
-    def _score(self, policy: Policy, reward: RewardFn, run: StageRun) -> float:
-        sampling = self._options.sampling
+    def _score(self, policy: Policy, reward: RewardFn) -> float:
+        # The same draws for every epoch, so that they differ by their weights alone.
+        sampling, generator = self._options.sampling, torch.Generator()
+        generator.manual_seed(self._context.seed)
         total = 0.0
         for begin in range(0, len(self._rows), sampling.batch_size):
             rows = self._rows[begin : begin + sampling.batch_size]
             prompts = prompt_batch(rows, self._context.tokenizer)
-            samples = policy.generate(prompts, sampling_of(sampling, run.generator))
+            samples = policy.generate(prompts, sampling_of(sampling, generator))
             total += score(reward, samples, "select_by")[0].sum().item()
         return total / len(self._rows)

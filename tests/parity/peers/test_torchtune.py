@@ -15,10 +15,12 @@ need("torchtune", "0.6.1")
 from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip  # noqa: E402
 from rlhf_kit_instructgpt.options import ClipOptions  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn import Parameter  # noqa: E402
 from torchtune import rlhf  # noqa: E402
 from torchtune.rlhf.loss import PPOLoss  # noqa: E402
 
 from rlhf_kit.engine.accumulate import Step, Term  # noqa: E402
+from rlhf_kit.engine.optim import Optimizer, ParameterGroup  # noqa: E402
 from rlhf_kit.ops.kl import kl_penalised_rewards  # noqa: E402
 from rlhf_kit.ops.logprobs import token_logprobs  # noqa: E402
 from rlhf_kit.ops.masking import masked_mean, masked_var, whiten  # noqa: E402
@@ -250,14 +252,15 @@ def test_their_micro_batches_change_the_gradient(seed: int) -> None:
     (their_gradient,) = torch.autograd.grad(theirs, policy.logprobs)
 
     def gradient(parts: list[slice]) -> Tensor:
-        leaf = policy.logprobs.detach().clone().requires_grad_()
+        leaf = Parameter(policy.logprobs.detach().clone())
         batches = [
             PolicyLossInputs(
                 leaf[rows], policy.old_logprobs[rows], policy.advantages[rows], policy.mask[rows]
             )
             for rows in parts
         ]
-        Step().add({"policy": Term(PPOClip(CLIP))}, lambda batch: {"policy": batch}, batches)
+        step = Step(Optimizer([ParameterGroup([leaf], 1.0)]))
+        step.add({"policy": Term(PPOClip(CLIP))}, lambda batch: {"policy": batch}, batches)
         assert leaf.grad is not None
         return leaf.grad
 
