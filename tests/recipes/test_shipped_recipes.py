@@ -191,6 +191,112 @@ def test_published_recipe_runs_two_steps(
     assert (tmp_path / "run/stages/ppo/critic").is_dir()
 
 
+def test_overoptimisation_runs_and_is_drawn(toy_model: Path, tmp_path: Path) -> None:
+    """Two reward models of different depths, PPO and best-of-n against each, and the script."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("vaderSentiment")
+    from click.testing import CliRunner
+    from rlhf_kit_instructgpt.overoptimisation import main
+
+    changes = [
+        f"model={{use: pretrained, name: {toy_model}}}",
+        "memory={use: hydra, trainable_layers: 2, dtype: float32, device: cpu}",
+        labeler(tmp_path),
+        "sft.epochs=1",
+        "collect.train_prompts=8",
+        "collect.validation_prompts=4",
+        "collect.sampling.max_new_tokens=6",
+        f"rm_small.model={{use: pretrained, name: {toy_model}, layers: 2}}",
+        "rm_small.memory={use: hydra, trainable_layers: 1, dtype: float32, device: cpu}",
+        "best_of_n.most_prompts=3",
+        "best_of_n.samples_per_prompt=16",
+        "best_of_n.sampling={max_new_tokens: 6}",
+        f"best_of_n.gold={{use: python, path: {tmp_path / 'reward.py'}}}",
+    ]
+    for name in ("small", "large"):
+        proxy = f"{name}: {{use: reward_model, from: rm_{name}}}"
+        gold = f"gold: {{use: python, path: {tmp_path / 'reward.py'}}}"
+        changes += [
+            f"ppo_{name}.reward={{use: weighted_sum, rewards: {{{proxy}, {gold}}}, "
+            "weights: {gold: 0}}",
+            f"ppo_{name}.steps=6",
+            f"ppo_{name}.rollout_batch=8",
+            f"ppo_{name}.minibatch=4",
+            f"ppo_{name}.sampling={{max_new_tokens: 6}}",
+            f"ppo_{name}.optimizer={{learning_rate: 1e-2, warmup_steps: 0}}",
+        ]
+    recipe, loaded, _ = open_recipe(RECIPES / "overoptimisation.yaml", changes)
+    run_recipe(recipe, loaded, out=tmp_path / "run", plain=True)
+    result = CliRunner().invoke(main, [str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    curves = json.loads((tmp_path / "run/overoptimisation.json").read_text())
+    assert [(c["method"], c["name"]) for c in curves] == [
+        ("ppo", "small"),
+        ("ppo", "large"),
+        ("best of n", "small"),
+        ("best of n", "large"),
+    ]
+    for curve in curves:
+        assert curve["kl"][0] == 0
+        assert max(curve["kl"]) > 0
+        for kind in ("proxy", "gold"):
+            assert curve["fits"][kind]["r_squared"] <= 1
+    assert (tmp_path / "run/overoptimisation.png").is_file()
+
+
+def hh_pairs() -> list[dict[str, Any]]:
+    questions = ("Where is the sea?", "Who are you?", "Is tea hot?", "Why?", "May I?", "How far?")
+    return [
+        {
+            "chosen": f"\n\nHuman: {q}\n\nAssistant: Gladly: it is {'near' * (i % 3 + 1)}.",
+            "rejected": f"\n\nHuman: {q}\n\nAssistant: No.",
+        }
+        for i, q in enumerate(q + f" ({n})" for n in range(5) for q in questions)
+    ]
+
+
+def oasst_trees() -> list[dict[str, Any]]:
+    """Three replies each, ranked."""
+
+    def message(id: str, text: str, role: str, **more: Any) -> dict[str, Any]:
+        common = {"lang": "en", "review_result": True, "deleted": False, "replies": []}
+        return {"message_id": id, "text": text, "role": role, **common, **more}
+
+    trees = []
+    for n, row in enumerate(hh_pairs()):
+        question = row["chosen"].split("Human: ")[1].split("\n")[0]
+        replies = [
+            message(f"{n}-{k}", f"Reply {k} to {n}", "assistant", rank=k, parent_id=str(n))
+            for k in range(3)
+        ]
+        prompt = message(str(n), question, "prompter", replies=replies)
+        trees.append(
+            {"message_tree_id": str(n), "tree_state": "ready_for_export", "prompt": prompt}
+        )
+    return trees
+
+
+@pytest.mark.parametrize(("name", "rows"), [("hh", hh_pairs()), ("oasst", oasst_trees())])
+def test_reward_models_of_peoples_preferences(
+    toy_model: Path, tmp_path: Path, name: str, rows: list[dict[str, Any]]
+) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [
+        f"model={{use: pretrained, name: {toy_model}}}",
+        "memory={use: hydra, trainable_layers: 2, dtype: float32, device: cpu}",
+        f"data.comparisons.source={file}",
+        "reward_model.batch_size=8",
+    ]
+    recipe, loaded, _ = open_recipe(RECIPES / f"reward-model-{name}.yaml", changes)
+    summary = run_recipe(recipe, loaded, out=tmp_path / "run", plain=True)
+    found = summary["reward_model"]
+    assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
+    assert found["pairs"] >= 2
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert len(lines) >= 2
+
+
 def test_toy_recipe_of_the_fixtures_is_right(toy_recipe: Callable[..., Path]) -> None:
     recipe, _, _ = open_recipe(toy_recipe("lora", ppo={"steps": 7}, seed=9))
     assert list(recipe.stages) == ["sft", "collect", "reward_model", "ppo", "evaluate"]
