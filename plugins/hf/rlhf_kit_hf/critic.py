@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.interfaces import Context, Memory, Policy, Tokenizer
+from rlhf_kit.interfaces import Context, Memory, Policy
 from rlhf_kit.types import Samples
 from rlhf_kit_hf.options import SeparateValueOptions
 from rlhf_kit_hf.reward_model import TransformersRewardModel
-
-_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one.\n"
+from rlhf_kit_hf.tokenizer import reading
 
 
 class SeparateCritic:
@@ -41,7 +40,7 @@ class SeparateCritic:
             return
         own = self._context.memory(start)
         self._shares_trunk = own is memory
-        if not _alike(self._context.tokenizer, self._context.tokenizer_of(start)):
+        if reading(self._context.tokenizer) != reading(self._context.tokenizer_of(start)):
             raise RecipeError(
                 f"value: the critic starts from {start}, whose tokenizer is not the policy's; "
                 "values are per token, so both must read the same tokens"
@@ -74,7 +73,3 @@ class SeparateCritic:
     def save(self, folder: Path) -> None:
         (folder / "critic").mkdir(parents=True, exist_ok=True)
         self.model.save(folder / "critic")
-
-
-def _alike(one: Tokenizer, other: Tokenizer) -> bool:
-    return one.eos_id == other.eos_id and one.text(_SENTENCE) == other.text(_SENTENCE)

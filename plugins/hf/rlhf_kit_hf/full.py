@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,7 @@ from rlhf_kit_hf.layers import decoder_layers
 from rlhf_kit_hf.options import FullOptions
 from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
-
-_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one.\n"
+from rlhf_kit_hf.tokenizer import reading
 
 
 class FullRole:
@@ -91,8 +89,7 @@ class FullMemory(Strategy):
 
     def shape(self) -> dict[str, Any]:
         """The weights come with the folder; which tokens they read does not."""
-        ids = [self.tokenizer.eos_id, *self.tokenizer.text(_SENTENCE)]
-        return {"tokenizer": hashlib.sha256(str(ids).encode()).hexdigest()[:12]}
+        return {"tokenizer": reading(self.tokenizer)}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> FullRole:
         if start is None:

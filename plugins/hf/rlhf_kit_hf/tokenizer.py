@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from rlhf_kit.errors import RecipeError
+from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.types.samples import Row
 from rlhf_kit_hf.options import TextOptions
+
+_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one.\n"
+
+
+def reading(tokenizer: Tokenizer) -> str:
+    """A short hash of how a tokenizer reads a sentence and ends a response."""
+    ids = [tokenizer.eos_id, *tokenizer.text(_SENTENCE)]
+    return hashlib.sha256(str(ids).encode()).hexdigest()[:12]
 
 
 class ChatTokenizer:
