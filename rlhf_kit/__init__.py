@@ -10,6 +10,9 @@ __version__ = "0.1.0"
 # Public name -> module. Loaded on first use, so that `import rlhf_kit` stays cheap.
 _PUBLIC = {
     "Component": "rlhf_kit.components",
+    "Execution": "rlhf_kit.components",
+    "ModuleName": "rlhf_kit.components",
+    "Observation": "rlhf_kit.components",
     "Options": "rlhf_kit.components",
     "Part": "rlhf_kit.components",
     "RecipePath": "rlhf_kit.components",
@@ -32,6 +35,15 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 if TYPE_CHECKING:
     from rlhf_kit.components import (
         Component as Component,
+    )
+    from rlhf_kit.components import (
+        Execution as Execution,
+    )
+    from rlhf_kit.components import (
+        ModuleName as ModuleName,
+    )
+    from rlhf_kit.components import (
+        Observation as Observation,
     )
     from rlhf_kit.components import (
         Options as Options,

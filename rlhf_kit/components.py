@@ -9,15 +9,47 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
 from rlhf_kit.errors import PluginError
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What changing an option does to a result; an option without one is part of its identity."""
+
+    kind: Literal["execution", "observation"]
+
+
+Execution = Annotated[T, Effect("execution")]
+"""How an option is written that changes rounding at most, such as a micro-batch or a device.
+
+``micro_batch: Execution[int] = Field(16, ge=1, description="...")``. Changing it keeps finished
+stages and checkpoints; what each attempt used is recorded, and two attempts that differ in it are
+not promised to be bit-equal.
+"""
+
+Observation = Annotated[T, Effect("observation")]
+"""How an option is written that only decides what is logged or shown."""
+
 
 class Options(BaseModel):
-    """Base of every component's options: unknown keys are refused, values are range-checked."""
+    """Base of every component's options: unknown keys are refused, values are range-checked.
+
+    An option is part of the identity of a result: a stage runs again when one changes. One that
+    is not says so in its type, :data:`Execution` or :data:`Observation`.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -131,4 +163,22 @@ def _relative_to_recipe(value: Any, info: ValidationInfo) -> Any:
 
 
 RecipePath = Annotated[Path, BeforeValidator(_relative_to_recipe)]
-"""A path that a recipe gives relative to its own file."""
+"""A path that a recipe gives relative to its own file.
+
+What lies there is part of the identity of a result: the bytes of a file, of every file of a folder,
+and of a Python file with the modules that it imports.
+"""
+
+
+class Module(str):
+    """The name of an importable module."""
+
+
+ModuleName = Annotated[str, AfterValidator(Module)]
+"""The name of an importable module; its source is part of the identity of a result."""
+
+
+def effect_of(options: type[BaseModel], name: str) -> str:
+    """Whether the field ``name`` is "identity", "execution" or "observation"."""
+    marks = [mark for mark in options.model_fields[name].metadata if isinstance(mark, Effect)]
+    return marks[0].kind if marks else "identity"

@@ -12,13 +12,25 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from rlhf_kit.components import Part, StageRef
+from rlhf_kit.content import source_hash
 from rlhf_kit.errors import PluginError, RlhfKitError
-from rlhf_kit.interfaces import DataSource, Memory, ModelSource, Stage, Tokenizer
-from rlhf_kit.plugins import LoadedPlugins
+from rlhf_kit.interfaces import (
+    DataSource,
+    Identified,
+    Memory,
+    ModelSource,
+    Stage,
+    Tokenizer,
+)
 from rlhf_kit.recipe import Recipe, plain
 from rlhf_kit.recipe import Stage as StageBlock
+from rlhf_kit.recipe.identity import execution, identity
 from rlhf_kit.recipe.walk import parts_of, stage_refs
-from rlhf_kit.stage_record import RECORD, StageRecord
+from rlhf_kit.run_folder import STAGES
+from rlhf_kit.stage_record import StageRecord
+
+# The runner's own part in every result: seeds, checkpoints, the order of calls.
+_RUNNER = "rlhf_kit.engine.stage_run"
 
 
 @dataclass
@@ -38,12 +50,23 @@ class Backbone:
     def tokenizer(self) -> Tokenizer:
         return self.source.tokenizer()
 
-    def describe(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What the result of a stage depends on, for its fingerprint."""
+        resolved: dict[str, Any] = {}
+        target = self.memory.component.load()
+        if isinstance(target, Identified):
+            resolved |= target.identity(self.memory.options)
         return {
-            "model": plain(self.model) | {"weights": self.source.fingerprint()},
-            "memory": plain(self.memory),
-            "backbone_files": _hashes([*_files(self.model), *_files(self.memory)]),
+            "model": identity(self.model) | {"weights": self.source.fingerprint()},
+            "memory": identity(self.memory) | resolved,
+        }
+
+    def execution(self) -> dict[str, Any]:
+        """What may change rounding, for the record of an attempt."""
+        return {
+            f"{seam}.{key}": value
+            for seam, part in (("model", self.model), ("memory", self.memory))
+            for key, value in execution(part).items()
         }
 
 
@@ -67,7 +90,7 @@ class RunContext:
         return self._backbones.setdefault(found.key, found)
 
     def stage_folder(self, id: str) -> Path:
-        return self.folder / "stages" / id
+        return self.folder / STAGES / id
 
     def build_stage(self, stage: StageBlock) -> Stage:
         return construct(stage.part, StageContext(self, stage.id))
@@ -78,50 +101,37 @@ class RunContext:
             self._data[part.key] = construct(part, context)
         return self._data[part.key]
 
-    def records(self, loaded: LoadedPlugins) -> dict[str, StageRecord]:
+    def records(self) -> dict[str, StageRecord]:
         """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
-        versions = {p.package: p.version for p in loaded.plugins}
-        single_files = {p.package: p.file for p in loaded.plugins if p.file is not None}
         records: dict[str, StageRecord] = {}
         for id, stage in self.recipe.stages.items():
-            parts = list(parts_of(stage.part))
+            context = StageContext(self, id)
+            data = [p for p in parts_of(stage.part) if p.component.seam == "data"]
+            backbones = [self.backbone(id)]
+            if any(ref.folder for ref in stage_refs(stage.part)):
+                backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
             content = {
                 "stage": id,
                 "seed": self.recipe.seed,
-                "options": plain(stage.part),
-                "data": [self._data[p.key].fingerprint() for p in parts if p.key in self._data],
-                "plugins": sorted({f"{p.package} {versions.get(p.package)}" for p in parts}),
+                "options": identity(stage.part),
+                "runner": source_hash(_RUNNER),
+                "data": [self.data(part, context).fingerprint() for part in data],
                 "needs": [records[need].fingerprint for need in stage.needs],
-                "files": _hashes([file for part in parts for file in _files(part)]),
-                "plugin_files": _hashes(
-                    [single_files[p.package] for p in parts if p.package in single_files]
-                ),
-                "folders": _hashes(
-                    [ref.folder / RECORD for ref in stage_refs(stage.part) if ref.folder]
-                ),
-                **self.backbone(id).describe(),
+                "backbones": [backbone.identity() for backbone in backbones],
             }
-            # Relative to the recipe, so that moving the project does not invalidate a run.
             text = json.dumps(content, sort_keys=True, default=str)
-            text = text.replace(str(self.recipe.path.resolve().parent), ".")
-            fingerprint = hashlib.sha256(text.encode()).hexdigest()
-            produces = stage.part.component.produces
-            records[id] = StageRecord.read(id, self.stage_folder(id), produces, fingerprint)
+            records[id] = StageRecord.read(
+                id,
+                self.stage_folder(id),
+                stage.part.component.produces,
+                hashlib.sha256(text.encode()).hexdigest(),
+                {**execution(stage.part), **backbones[0].execution()},
+            )
         return records
 
 
 def _meaning(part: Part) -> str:
     return json.dumps(plain(part), sort_keys=True, default=str)
-
-
-def _files(part: Part) -> list[Path]:
-    """The files that a part's options name, such as a Python reward or a chat template."""
-    values = (getattr(part.options, name) for name in type(part.options).model_fields)
-    return [value for value in values if isinstance(value, Path) and value.is_file()]
-
-
-def _hashes(files: list[Path]) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
 
 
 class StageContext:

@@ -6,30 +6,56 @@ import importlib.metadata
 import platform
 import subprocess
 import time
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from rlhf_kit import __version__
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe
+from rlhf_kit.run_folder import FORMAT
 from rlhf_kit.stage_record import StageRecord
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
 
 def describe(
-    recipe: Recipe, loaded: LoadedPlugins, records: dict[str, StageRecord]
+    recipe: Recipe,
+    loaded: LoadedPlugins,
+    records: dict[str, StageRecord],
+    todo: Sequence[str],
+    before: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Versions, plugins, stage fingerprints and the state of the code, as plain data."""
-    return {
+    """What the run is, and what each attempt at it was made with, as plain data.
+
+    Args:
+        recipe, loaded: as resolved.
+        records: of all stages.
+        todo: the stages that this attempt runs.
+        before: the manifest as the last attempt left it; empty for the first.
+    """
+    attempts = list(before.get("attempts", []))
+    this = {
+        "attempt": len(attempts) + 1,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "stages": list(todo),
+        "execution": {id: records[id].execution for id in todo},
         "rlhf_kit": __version__,
-        "recipe": str(recipe.path),
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "plugins": {p.name: f"{p.package} {p.version}" for p in loaded.plugins},
         "git": _git(str(recipe.path.resolve().parent)),
+    }
+    return {
+        "format": FORMAT,
+        "run": before.get("run") or uuid.uuid4().hex[:12],
+        "recipe": str(recipe.path),
         "fingerprints": {id: record.fingerprint for id, record in records.items()},
+        "attempts": [*attempts, this],
     }
 
 

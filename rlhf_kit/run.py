@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 from rlhf_kit import manifest
 from rlhf_kit.context import RunContext
 from rlhf_kit.engine.checkpoint import write_atomically, write_json
-from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib
+from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib, reset_peak_rss
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import DataError, Interrupted, RlhfKitError
 from rlhf_kit.interfaces import Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
+from rlhf_kit.run_folder import MANIFEST, METRICS, read_record
 from rlhf_kit.stage_record import StageRecord
 from rlhf_kit.summary import closing_table, summarise
 
@@ -32,8 +33,9 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Run every stage that is not finished in ``out`` and return the summary.
 
-    Every stage is built before the first one runs, so that what is wrong with the data, a reward
-    or a reference is said before a model is loaded.
+    Every stage that will run is built before the first one does, so that what is wrong with the
+    data, a reward or a reference is said before a model is loaded. Nothing in the folder changes
+    until a stage begins to write: what is refused before that costs nothing.
 
     Args:
         recipe: from :func:`rlhf_kit.recipe.open_recipe`.
@@ -49,17 +51,19 @@ def run_recipe(
     folder = (out or Path("runs") / recipe.name).resolve()
     _check_disk(folder)
     context = RunContext(recipe, folder)
-    stages = {id: context.build_stage(stage) for id, stage in recipe.stages.items()}
-    records = context.records(loaded)
-    todo = _plan(records, console)
-    write_atomically(folder / "recipe.yaml", lambda f: f.write(dump_yaml(recipe).encode()))
-    write_json(folder / "manifest.json", manifest.describe(recipe, loaded, records))
+    records = context.records()
+    todo = [id for id, record in records.items() if not record.finished]
+    stages = {id: context.build_stage(recipe.stages[id]) for id in todo}
+    attempt = Attempt(recipe, loaded, folder, records, todo)
+    for id in records:
+        if id not in todo:
+            console.line(f"[{id}] finished already")
     spent_before = sum(record.seconds for record in records.values())
     with _announced(loaded, folder, recipe):
         for id in todo:
-            _run_stage(id, stages.pop(id), records[id], recipe, loaded, folder, console)
+            _run_stage(id, stages.pop(id), records[id], attempt, console)
     total = spent_before + time.monotonic() - begin
-    summary = summarise(recipe, records, total, peak_rss_mib())
+    summary = summarise(recipe, records, total)
     write_json(folder / "summary.json", summary)
     console.table(f"{recipe.name}: {folder}", closing_table(summary))
     return summary
@@ -75,18 +79,41 @@ def _check_disk(folder: Path) -> None:
         )
 
 
-def _plan(records: dict[str, StageRecord], console: Console) -> list[str]:
-    """The stages to run. A stage that changed is moved aside, never deleted."""
-    todo = []
-    for id, record in records.items():
-        if record.finished:
-            console.line(f"[{id}] finished already")
-            continue
-        if record.changed:
-            moved = record.set_aside()
-            console.line(f"[{id}] the recipe has changed; the earlier result is kept in {moved}")
-        todo.append(id)
-    return todo
+class Attempt:
+    """One call of `run` on a folder. It leaves the folder alone until a stage begins to write."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: LoadedPlugins,
+        folder: Path,
+        records: dict[str, StageRecord],
+        todo: Sequence[str],
+    ) -> None:
+        self.recipe, self.loaded, self.folder = recipe, loaded, folder
+        before = read_record(folder / MANIFEST)
+        self._manifest = manifest.describe(recipe, loaded, records, todo, before)
+        self._begun = False
+
+    @property
+    def number(self) -> int:
+        return len(self._manifest["attempts"])
+
+    def metrics(self, record: StageRecord) -> MetricsFile:
+        stamp = {
+            "run": self._manifest["run"],
+            "attempt": self.number,
+            "fingerprint": record.fingerprint[:12],
+        }
+        return MetricsFile(self.folder / METRICS, stamp)
+
+    def begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        text = dump_yaml(self.recipe).encode()
+        write_atomically(self.folder / "recipe.yaml", lambda f: f.write(text))
+        write_json(self.folder / MANIFEST, self._manifest)
 
 
 @contextmanager
@@ -103,36 +130,45 @@ def _announced(loaded: LoadedPlugins, folder: Path, recipe: Recipe) -> Iterator[
 
 
 def _run_stage(
-    id: str,
-    stage: Stage,
-    record: StageRecord,
-    recipe: Recipe,
-    loaded: LoadedPlugins,
-    folder: Path,
-    console: Console,
+    id: str, stage: Stage, record: StageRecord, attempt: Attempt, console: Console
 ) -> None:
-    begin = time.monotonic()
-    record.begin()
+    started, metrics, hook = time.monotonic(), attempt.metrics(record), attempt.loaded.hook
+
+    def begin() -> None:
+        attempt.begin()
+        if record.changed:
+            moved, rows = record.set_aside(), metrics.cut(id)
+            write_atomically(moved / METRICS, lambda file: file.write(b"".join(rows)))
+            console.line(f"[{id}] the recipe has changed; the earlier result is kept in {moved}")
+        for change in record.execution_changes():
+            console.line(f"[{id}] goes on with {change}: the same result but for rounding")
+        record.begin(attempt.number)
+        hook.rlhf_stage_started(stage=id, folder=record.folder)
+
     execution = StageExecution(
         id,
         record.folder,
-        seed=recipe.seed,
-        metrics=MetricsFile(folder / "metrics.jsonl"),
+        seed=attempt.recipe.seed,
+        metrics=metrics,
         console=console,
-        observers=loaded.hook,
+        observers=hook,
+        begin=begin,
+        fresh=record.changed,
     )
-    loaded.hook.rlhf_stage_started(stage=id, folder=record.folder)
     try:
         summary = finite(stage.run(execution))
+        execution.begin()  # a stage may have nothing to write
     except BaseException as error:
-        with contextlib.suppress(OSError, DataError):  # the first error is the one to report
-            record.stop(time.monotonic() - begin)
+        if execution.begun:
+            with contextlib.suppress(OSError, DataError):  # the first error is the one to report
+                record.stop(time.monotonic() - started, peak_rss_mib())
         if isinstance(error, RlhfKitError):
             raise type(error)(_located(error, id)) from error
         raise
-    record.finish(summary, time.monotonic() - begin)
+    record.finish(summary, time.monotonic() - started, peak_rss_mib())
+    reset_peak_rss()  # the next stage's own; the first one's has the set-up in it
     execution.finish()
-    loaded.hook.rlhf_stage_ended(stage=id, folder=record.folder, summary=summary)
+    hook.rlhf_stage_ended(stage=id, folder=record.folder, summary=summary)
     console.line(f"[{id}] done in {record.seconds:.0f} s")
     if execution.interrupted:
         raise Interrupted(f"stopped after stage {id!r}; the same command goes on from here")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf_kit.engine.checkpoint import write_json
-
-RECORD = "stage.json"
+from rlhf_kit.run_folder import FORMAT, RECORD, SUPERSEDED, read_record
 
 
 @dataclass
@@ -20,13 +18,15 @@ class StageRecord:
     folder: Path
     produces: str
     fingerprint: str  # of everything the result depends on
+    execution: dict[str, Any] = field(default_factory=dict)  # options that change rounding at most
     found: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, id: str, folder: Path, produces: str, fingerprint: str) -> StageRecord:
-        path = folder / RECORD
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        return cls(id, folder, produces, fingerprint, found)
+    def read(
+        cls, id: str, folder: Path, produces: str, fingerprint: str, execution: dict[str, Any]
+    ) -> StageRecord:
+        found = read_record(folder / RECORD)
+        return cls(id, folder, produces, fingerprint, execution, found)
 
     @property
     def changed(self) -> bool:
@@ -34,38 +34,74 @@ class StageRecord:
         return bool(self.found) and self.found["fingerprint"] != self.fingerprint
 
     @property
+    def _own(self) -> dict[str, Any]:
+        return {} if self.changed else self.found
+
+    @property
     def finished(self) -> bool:
-        return bool(self.found.get("finished")) and not self.changed
+        return bool(self._own.get("finished"))
 
     @property
     def seconds(self) -> float:
         """Time spent on the stage, earlier attempts included."""
-        return float(self.found.get("seconds", 0.0))
+        return float(self._own.get("seconds", 0.0))
+
+    @property
+    def peak_rss_mib(self) -> float:
+        """The largest resident set of a process while it ran the stage."""
+        return float(self._own.get("peak_rss_mib", 0.0))
 
     @property
     def summary(self) -> dict[str, Any]:
-        return dict(self.found.get("summary", {}))
+        return dict(self._own.get("summary", {}))
+
+    def execution_changes(self) -> list[str]:
+        """What differs from the attempt before, such as "micro_batch 8 (was 16)"."""
+        attempts = self._own.get("attempts", [])
+        before = attempts[-1]["execution"] if attempts else self.execution
+        return [
+            f"{key} {value} (was {before.get(key)})"
+            for key, value in self.execution.items()
+            if before.get(key) != value
+        ]
 
     def set_aside(self) -> Path:
         """Move the folder out of the way; returns where to."""
+        aside = self.folder.parent.parent / SUPERSEDED
+        aside.mkdir(exist_ok=True)
         number = 1
-        while (target := self.folder.with_name(f"{self.id}.superseded-{number}")).exists():
+        while (target := aside / f"{self.id}-{number}").exists():
             number += 1
         self.folder.rename(target)
         self.found = {}
         return target
 
-    def begin(self) -> None:
-        self._write(finished=False, seconds=self.seconds)
+    def begin(self, attempt: int) -> None:
+        """``attempt`` goes on with the stage, or begins it."""
+        this = {"attempt": attempt, "execution": self.execution}
+        self._write(attempts=[*self._own.get("attempts", []), this])
 
-    def stop(self, seconds: float) -> None:
+    def stop(self, seconds: float, peak_rss_mib: float) -> None:
         """The stage was interrupted or failed after ``seconds``."""
-        self._write(finished=False, seconds=self.seconds + seconds)
+        self._write(**self._spent(seconds, peak_rss_mib))
 
-    def finish(self, summary: dict[str, Any], seconds: float) -> None:
-        self._write(finished=True, seconds=self.seconds + seconds, summary=summary)
+    def finish(self, summary: dict[str, Any], seconds: float, peak_rss_mib: float) -> None:
+        self._write(finished=True, summary=summary, **self._spent(seconds, peak_rss_mib))
+
+    def _spent(self, seconds: float, peak: float) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds + seconds,
+            "peak_rss_mib": round(max(self.peak_rss_mib, peak), 1),
+        }
 
     def _write(self, **values: Any) -> None:
-        content = {"stage": self.id, "produces": self.produces, "fingerprint": self.fingerprint}
-        self.found = content | values
+        content = {
+            "format": FORMAT,
+            "stage": self.id,
+            "produces": self.produces,
+            "fingerprint": self.fingerprint,
+            "finished": False,
+            "seconds": 0.0,
+        }
+        self.found = content | self._own | values
         write_json(self.folder / RECORD, self.found)

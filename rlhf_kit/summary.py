@@ -9,7 +9,7 @@ from rlhf_kit.stage_record import StageRecord
 
 
 def summarise(
-    recipe: Recipe, records: dict[str, StageRecord], total_seconds: float, peak_rss_mib: float
+    recipe: Recipe, records: dict[str, StageRecord], total_seconds: float
 ) -> dict[str, Any]:
     """What each stage reported, merged, with times, memory and seed.
 
@@ -20,7 +20,7 @@ def summarise(
         summary |= record.summary
     summary["seconds"] = {id: round(r.seconds, 1) for id, r in records.items()}
     summary["seconds"]["total"] = round(total_seconds, 1)
-    summary["peak_rss_mib"] = round(peak_rss_mib, 1)
+    summary["peak_rss_mib"] = max(record.peak_rss_mib for record in records.values())
     summary["stages"] = {id: record.summary for id, record in records.items()}
     return summary
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Stateful
+from rlhf_kit.run_folder import FORMAT, check_format
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -67,7 +68,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def save_checkpoint(path: Path, step: int, state: Mapping[str, Stateful]) -> None:
     """Save the state of every part after ``step`` completed steps."""
-    content = {"step": step, "state": {name: part.state_dict() for name, part in state.items()}}
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "state": {name: part.state_dict() for name, part in state.items()},
+    }
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -75,9 +80,10 @@ def load_checkpoint(path: Path, state: Mapping[str, Stateful]) -> int:
     """Restore every part of ``state`` and return how many steps were complete.
 
     Raises:
-        DataError: the checkpoint holds other parts than the stage has now.
+        DataError: the checkpoint holds other parts than the stage has now, or is of another format.
     """
     content = torch.load(path, weights_only=True, map_location="cpu")
+    check_format(path, content.get("format", 1))
     saved = content["state"]
     if saved.keys() != state.keys():
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -12,6 +13,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from rlhf_kit.engine.checkpoint import write_atomically
 
 
 def finite(value: Any) -> Any:
@@ -24,15 +27,20 @@ def finite(value: Any) -> Any:
 
 
 class MetricsFile:
-    """Appends to ``metrics.jsonl``. After a resume the last row of a step counts."""
+    """Appends to ``metrics.jsonl``, and holds one row for each step of a stage's present result.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        path: of the file.
+        stamp: what every row says of where it is from: run, attempt and fingerprint.
+    """
+
+    def __init__(self, path: Path, stamp: Mapping[str, Any]) -> None:
+        self._path, self._stamp = path, dict(stamp)
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row."""
         row: dict[str, Any] = {"stage": stage, "step": step, "time": round(time.time(), 3)}
-        row |= finite(dict(metrics))
+        row |= self._stamp | finite(dict(metrics))
         # Unbuffered, so that a full disk is noticed here and a row cut short can be taken back.
         with self._path.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
@@ -46,8 +54,42 @@ class MetricsFile:
                 file.truncate(end)
                 raise
 
+    def cut(self, stage: str, step: int = 0) -> list[bytes]:
+        """Take out, and return, the rows of a stage from ``step`` on.
+
+        They are of an earlier result, or of steps that will be repeated. A row that a kill has cut
+        short goes too.
+        """
+        if not self._path.is_file():
+            return []
+        rows = self._path.read_bytes().splitlines(keepends=True)
+        found = [_place(row) for row in rows]
+        here = [place is not None and place[0] == stage and place[1] >= step for place in found]
+        kept = [row for row, place, cut in zip(rows, found, here, strict=True) if place and not cut]
+        if len(kept) < len(rows):
+            write_atomically(self._path, lambda file: file.write(b"".join(kept)))
+        return [row for row, cut in zip(rows, here, strict=True) if cut]
+
+
+def _place(row: bytes) -> tuple[str, int] | None:
+    """Stage and step of a row; None for what is none."""
+    try:
+        value = json.loads(row)
+        return str(value["stage"]), int(value["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def reset_peak_rss() -> None:
+    """Let :func:`peak_rss_mib` begin anew, where the system can; else it stays the process's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
 
 def peak_rss_mib() -> float:
-    """The largest resident set this process has had, in MiB."""
+    """The largest resident set of this process since it was last reset, in MiB."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -40,9 +40,16 @@ class StageExecution:
         metrics: MetricsFile,
         console: Console,
         observers: Observers,
+        begin: Callable[[], None],
+        fresh: bool = False,
         checkpoint_seconds: float = 300.0,
     ) -> None:
-        self.id, self.folder = id, folder
+        """``begin`` is called once, before anything is written; ``fresh``: what is in ``folder``
+
+        now is of another recipe and makes room then.
+        """
+        self.id, self._folder = id, folder
+        self._begin, self._fresh, self.begun = begin, fresh, False
         self.generator = seed_everything(derive_seed(seed, id))
         self._metrics, self._console, self._observers = metrics, console, observers
         self._checkpoint = folder / "checkpoints" / "last.pt"
@@ -51,8 +58,23 @@ class StageExecution:
         self._silenced: set[str] = set()
 
     @property
+    def folder(self) -> Path:
+        """Asked for by a stage that is about to write."""
+        self.begin()
+        return self._folder
+
+    @property
     def resumed(self) -> bool:
-        return self._checkpoint.exists()
+        return not self._fresh and self._checkpoint.exists()
+
+    def begin(self) -> None:
+        """From here on the stage writes: all that could be refused before has been."""
+        if self.begun:
+            return
+        self._begin()
+        self._fresh, self.begun = False, True
+        if not self.resumed:
+            self._metrics.cut(self.id)
 
     def say(self, text: str) -> None:
         self._console.line(f"[{self.id}] {text}")
@@ -68,10 +90,12 @@ class StageExecution:
 
     def steps(self, total: int, state: Mapping[str, Stateful], unit: str = "step") -> Iterator[int]:
         """See rlhf_kit.interfaces.StageRun.steps."""
+        self.begin()
         state = {**state, "generators": GeneratorState(self.generator)}
         first = 0
-        if self._checkpoint.exists():
+        if self.resumed:
             first = load_checkpoint(self._checkpoint, state)
+            self._metrics.cut(self.id, first)  # of steps that come again
             self.say(f"going on after {unit} {first} of {total}")
         saved_at = time.monotonic()
         with _deferred_interrupt() as interrupted, self._console.bar(self.id, total, unit) as bar:

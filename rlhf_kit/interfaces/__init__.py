@@ -6,7 +6,7 @@ from rlhf_kit.interfaces.control import KLController, PtxController
 from rlhf_kit.interfaces.data import DataSource
 from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import Loss
-from rlhf_kit.interfaces.memory import Memory, ModelSource
+from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
 from rlhf_kit.interfaces.policy import Policy
 from rlhf_kit.interfaces.reward import CompositeReward, NeedsModels, RewardFn, RewardModel
@@ -20,6 +20,7 @@ __all__ = [
     "CompositeReward",
     "Context",
     "DataSource",
+    "Identified",
     "InvertibleNormalizer",
     "KLController",
     "Labeler",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rlhf_kit.interfaces.policy import Policy
 from rlhf_kit.interfaces.tokenizer import Tokenizer
@@ -41,3 +42,15 @@ class Memory(Protocol):
 
     def reward_model(self, start: Path | None, *, trainable: bool = True, **head: Any) -> Any:
         """A RewardModel. A folder of kind "policy" gives a fresh head (options in ``head``)."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A memory strategy whose options mean something else on another machine, such as an automatic
+
+    precision.
+    """
+
+    @staticmethod
+    def identity(options: Any) -> Mapping[str, Any]:
+        """What to put in the place of such options in a fingerprint. Loads nothing."""

@@ -16,8 +16,14 @@ class StageRun(Protocol):
     """One execution of a stage: its folder, its randomness, its record."""
 
     id: str
-    folder: Path
     generator: torch.Generator  # the stage's own randomness, part of every checkpoint
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage writes. What an earlier recipe has left there is set aside when a stage
+
+        first asks for it, or for its ``steps``: after whatever could refuse to be built.
+        """
 
     @property
     def resumed(self) -> bool:

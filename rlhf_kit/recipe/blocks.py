@@ -200,7 +200,7 @@ class Blocks:
             folder = (self.document.base / Path(value).expanduser()).resolve()
             try:
                 return StageRef(folder=stage_folder(folder, produces))
-            except RecipeError as error:
+            except RlhfKitError as error:
                 self.problems.add(at, str(error))
                 return _STAND_IN_REF
         what = self._wrong_stage(value, produces)

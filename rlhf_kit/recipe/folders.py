@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rlhf_kit.errors import RecipeError
+from rlhf_kit.run_folder import MANIFEST, RECORD, STAGES, read_record
 
 
 def stage_folder(folder: Path, produces: str) -> Path:
     """The stage folder that ``folder`` is, or the last one in it, of an artifact ``produces``.
 
     A folder inside a finished stage's is taken for another artifact of the same kind, such as the
-    weights before averaging in ``ppo/last``.
+    weights before averaging in ``ppo/last``. In a run folder only the results of its present recipe
+    count, in the recipe's order; a result that was set aside must be named itself.
 
     Raises:
         RecipeError: no such folder, or nothing finished of that kind in it.
+        DataError: it was written by another version.
     """
     if not folder.is_dir():
         raise RecipeError(f"{folder}: no such folder")
-    candidates = [folder / "stage.json", *sorted((folder / "stages").glob("*/stage.json"))]
-    finished = []
-    for path in candidates:
-        if path.is_file():
-            record = json.loads(path.read_text())
-            if record.get("produces") == produces and record.get("finished"):
-                finished.append(path)
-    inside = folder.parent / "stage.json"
-    if not finished and inside.is_file() and next(folder.glob("*.safetensors"), None):
-        record = json.loads(inside.read_text())
-        if record.get("produces") == produces and record.get("finished"):
-            return folder
-    if not finished:
-        raise RecipeError(f"{folder}: holds no finished {produces}")
-    return max(finished, key=lambda path: path.stat().st_mtime).parent
+    if (folder / RECORD).is_file():
+        return _checked(folder, produces)
+    run = read_record(folder / MANIFEST)
+    if run:
+        stages = [folder / STAGES / id for id in run["fingerprints"]]
+        found = [stage for stage in stages if not _wrong(stage, produces)]
+        if found:
+            return found[-1]
+        why = [f"{stage.name} {_wrong(stage, produces)}" for stage in stages]
+        raise RecipeError(f"{folder}: holds no finished {produces} ({', '.join(why)})")
+    if (folder.parent / RECORD).is_file() and next(folder.glob("*.safetensors"), None):
+        _checked(folder.parent, produces)
+        return folder
+    raise RecipeError(f"{folder}: holds no finished {produces}")
+
+
+def _checked(stage: Path, produces: str) -> Path:
+    wrong = _wrong(stage, produces)
+    if wrong:
+        raise RecipeError(f"{stage}: holds no finished {produces}: it {wrong}")
+    return stage
+
+
+def _wrong(stage: Path, produces: str) -> str | None:
+    """Why a stage folder does not hold a current result of that kind; None if it does."""
+    record = read_record(stage / RECORD)
+    if not record:
+        return "has not run"
+    if record["produces"] != produces:
+        return f"produces {record['produces'] or 'nothing to start from'}"
+    if not record["finished"]:
+        return "is not finished"
+    if stage.parent.name != STAGES:
+        return None
+    run = read_record(stage.parent.parent / MANIFEST)
+    if run and run["fingerprints"].get(stage.name) != record["fingerprint"]:
+        return "is of an earlier recipe, which the run has since left"
+    return None

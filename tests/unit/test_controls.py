@@ -317,9 +317,10 @@ def test_an_interrupt_in_the_last_step_of_a_stopped_stage_counts(tmp_path: Path)
         "ppo",
         tmp_path,
         seed=0,
-        metrics=MetricsFile(tmp_path / "metrics.jsonl"),
+        metrics=MetricsFile(tmp_path / "metrics.jsonl", {}),
         console=Console(plain=True),
         observers=SimpleNamespace(),  # type: ignore[arg-type]
+        begin=lambda: None,
     )
     for step in execution.steps(5, {}):
         if step == 1:

@@ -312,8 +312,8 @@ def test_from_and_model_of_another_kind(toy_model: Path, other_model: Path, tmp_
 
 
 def fingerprints(recipe: Path) -> dict[str, str]:
-    resolved, loaded, _ = open_recipe(recipe)
-    records = RunContext(resolved, recipe.parent / "run").records(loaded)
+    resolved, _, _ = open_recipe(recipe)
+    records = RunContext(resolved, recipe.parent / "run").records()
     return {id: record.fingerprint for id, record in records.items()}
 
 

@@ -30,11 +30,13 @@ def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
 
 
 def metrics(out: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """What each step reported, without times; of a step that was repeated the last row counts."""
+    """What each step reported, without times and stamps. There is one row for every step."""
     found = {}
     for line in (out / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        kept = {k: v for k, v in row.items() if k != "time" and not k.startswith("seconds/")}
+        varies = ("time", "run", "attempt", "fingerprint")
+        kept = {k: v for k, v in row.items() if k not in varies and not k.startswith("seconds/")}
+        assert (row["stage"], row["step"]) not in found
         found[row["stage"], row["step"]] = kept
     return found
 
@@ -52,7 +54,8 @@ def written(out: Path) -> dict[str, int]:
     """When each artifact was written."""
     return {
         str(path.relative_to(out)): path.stat().st_mtime_ns
-        for path in sorted((out / "stages").rglob("*"))
+        for part in ("stages", "superseded")
+        for path in sorted((out / part).rglob("*"))
         if path.is_file()
     }
 
@@ -145,7 +148,7 @@ def test_a_changed_recipe_sets_aside_only_what_depends_on_it(
         assert f"[{stage}] the recipe has changed; the earlier result is kept in" in shown
         for name, time in before.items():
             if name.startswith(f"stages/{stage}/"):
-                kept = name.replace(f"/{stage}/", f"/{stage}.superseded-1/")
+                kept = name.replace(f"stages/{stage}/", f"superseded/{stage}-1/")
                 assert after[kept] == time
                 assert (copied / kept).read_bytes() == (finished / name).read_bytes()
                 assert after[name] > time
@@ -155,7 +158,7 @@ def test_a_changed_recipe_sets_aside_only_what_depends_on_it(
     assert not any(torch.equal(t, weights(finished)[n]) for n, t in weights(copied).items())
     # Back to the first recipe: the numbers of the first run.
     run(project, copied)
-    assert (copied / "stages/ppo.superseded-2").is_dir()
+    assert (copied / "superseded/ppo-2").is_dir()
     assert summary(copied) == summary(finished)
 
 
@@ -195,7 +198,7 @@ def test_what_a_run_folder_says(project: Path, finished: Path) -> None:
     assert values["stages"]["ppo"]["value_coef"] == 0.1  # defaults are filled in
     assert values["stages"]["ppo"]["kl_controller"]["horizon"] == 10000
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert manifest["libraries"]["torch"] == torch.__version__
+    assert manifest["attempts"][-1]["libraries"]["torch"] == torch.__version__
     assert manifest["fingerprints"].keys() == values["stages"].keys()
     assert len(set(manifest["fingerprints"].values())) == 5
     rows = metrics(finished)

@@ -173,6 +173,11 @@ def resolved(loaded: LoadedPlugins, path: Path, *overrides: str) -> Recipe:
 def finished_stage(folder: Path, produces: str) -> Path:
     """A stage folder of another run, as far as a recipe looks into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"produces": produces, "finished": True, "fingerprint": ""}
+    record = {"format": 2, "produces": produces, "finished": True, "fingerprint": "made"}
     (folder / "stage.json").write_text(json.dumps(record))
+    if folder.parent.name == "stages":
+        manifest = folder.parent.parent / "manifest.json"
+        run = json.loads(manifest.read_text()) if manifest.exists() else {"fingerprints": {}}
+        run |= {"format": 2, "fingerprints": run["fingerprints"] | {folder.name: "made"}}
+        manifest.write_text(json.dumps(run))
     return folder

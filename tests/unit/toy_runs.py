@@ -92,7 +92,8 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     found = {}
     for line in (out / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        kept = {k: v for k, v in row.items() if k != "time" and not k.startswith("seconds/")}
+        varies = ("time", "run", "attempt", "fingerprint")
+        kept = {k: v for k, v in row.items() if k not in varies and not k.startswith("seconds/")}
         found[row["step"]] = kept
     return [found[step] for step in sorted(found)]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from rlhf_kit import Options, RecipePath, StageRef, in_recipe, stage_ref
+from rlhf_kit import Execution, Options, RecipePath, StageRef, in_recipe, stage_ref
 
 
 class TextOptions(Options):
@@ -92,7 +92,7 @@ class MemoryOptions(Options):
         description="precision of the weights; auto: bfloat16 where the hardware is fast at it. "
         "Trained weights keep a float32 master copy either way",
     )
-    device: str = Field(
+    device: Execution[str] = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="cpu, cuda, cuda:1; auto: cuda if there is one",

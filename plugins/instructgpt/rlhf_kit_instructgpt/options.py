@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_kit import Options, Part, StageRef, slot, slots, stage_ref
+from rlhf_kit import Execution, Observation, Options, Part, StageRef, slot, slots, stage_ref
 
 GateCheck = Literal[
     "reference", "sampled", "ratio", "reward", "padding", "end", "tokenizers", "repeatable"
@@ -66,7 +66,7 @@ class SFTOptions(Options):
     batch_size: int = Field(
         32, ge=1, description="texts per optimizer step; 32 for 1.3B and 6B (app. C.1)"
     )
-    micro_batch: int = Field(16, ge=1, description="texts per forward pass")
+    micro_batch: Execution[int] = Field(16, ge=1, description="texts per forward pass")
     residual_dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout on what each layer adds; 0.2 in the paper (app. C.1)"
     )
@@ -162,8 +162,8 @@ class RewardModelOptions(Options):
     )
     epochs: int = Field(1, ge=1, description="passes over the comparisons; 1 in the paper")
     batch_size: int = Field(64, ge=1, description="prompts per optimizer step; 64 in the paper")
-    micro_batch: int = Field(8, ge=1, description="prompts per forward pass")
-    trunk_cache_mib: int = Field(
+    micro_batch: Execution[int] = Field(8, ge=1, description="prompts per forward pass")
+    trunk_cache_mib: Execution[int] = Field(
         1024, ge=0, description="keep a frozen trunk's activations for all epochs up to this size"
     )
     clear_margin: float = Field(
@@ -242,7 +242,7 @@ class PPOPtxOptions(Options):
         1, ge=1, description="responses per prompt in a rollout; rollout_batch counts responses"
     )
     minibatch: int = Field(64, ge=1, description="episodes per optimizer step; 64 in the paper")
-    micro_batch: int = Field(16, ge=1, description="episodes per forward pass")
+    micro_batch: Execution[int] = Field(16, ge=1, description="episodes per forward pass")
     inner_epochs: int = Field(1, ge=1, description="passes over a rollout; 1 in the paper")
     value_coef: float = Field(
         0.1, ge=0, description="weight of the value loss; 0.1 in openai/lm-human-preferences"
@@ -257,7 +257,9 @@ class PPOPtxOptions(Options):
         8.0, gt=0, description="pretraining texts per episode; 8 in the paper (app. C.4)"
     )
     ptx_length: int = Field(256, ge=2, description="tokens of a pretraining text")
-    ptx_micro_batch: int = Field(4, ge=1, description="pretraining texts per forward pass")
+    ptx_micro_batch: Execution[int] = Field(
+        4, ge=1, description="pretraining texts per forward pass"
+    )
     missing_eos: Literal["keep", "replace", "subtract"] = Field(
         "keep",
         description="score of a response without an end: keep it, replace it "
@@ -276,15 +278,17 @@ class PPOPtxOptions(Options):
         description="keep a moving average of the weights with this decay, and save it as the "
         "policy; 0.992 in the paper (app. C.4)",
     )
-    gradient_norms: bool = Field(
+    gradient_norms: Observation[bool] = Field(
         True,
         description="log the norms of the PPO and ptx gradients and their ratio; costs one copy "
         "of the gradients",
     )
-    gate: bool = Field(
+    gate: Observation[bool] = Field(
         True, description="check the invariants of the setup before the first update"
     )
-    gate_skip: list[GateCheck] = Field([], description="checks of the gate to leave out")
+    gate_skip: Observation[list[GateCheck]] = Field(
+        [], description="checks of the gate to leave out"
+    )
     sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
     optimizer: OptimizerOptions = Field(
         OptimizerOptions(learning_rate=5e-6, warmup_steps=80),
@@ -337,7 +341,7 @@ class EvaluateOptions(Options):
     pretraining_tokens: int = Field(8192, ge=64, description="how much text to measure on")
     pretraining_length: int = Field(256, ge=2, description="tokens of one text")
     sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
-    side_by_side: int = Field(8, ge=0, description="how many pairs of samples to show")
+    side_by_side: Observation[int] = Field(8, ge=0, description="how many pairs of samples to show")
 
     def idle(self) -> Mapping[str, str]:
         keys = () if self.pretraining else ("pretraining_tokens", "pretraining_length")

@@ -7,14 +7,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_kit import Options, Part, RecipePath, slots
+from rlhf_kit import ModuleName, Options, Part, RecipePath, slots
 
 
 class PythonOptions(Options):
     """A Python function, from a file beside the recipe or from an installed module."""
 
     path: RecipePath | None = Field(None, description="a .py file, relative to the recipe")
-    module: str | None = Field(None, description="an importable module")
+    module: ModuleName | None = Field(None, description="an importable module")
     function: str = Field("reward", description="the function's name")
 
     @model_validator(mode="after")

@@ -1,0 +1,85 @@
+"""What a block of a recipe means for a result: options, the content they name, and the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from rlhf_kit.components import Module, Options, Part, StageRef, effect_of
+from rlhf_kit.content import folder_hash, path_hash, source_hash
+from rlhf_kit.recipe.problems import key_of
+from rlhf_kit.run_folder import METRICS, RECORD
+
+# What a stage folder holds besides its result.
+_NO_RESULT = (RECORD, METRICS, "checkpoints")
+
+
+def identity(part: Part) -> dict[str, Any]:
+    """A part as JSON-able values that are the same whenever its result is the same.
+
+    Options that change nothing, or rounding at most, are left out, and so is what another option
+    makes idle. A path counts as what lies there, a module as its source, a component as its code;
+    a stage of the recipe as its id (see RunContext.records for what that stage depends on).
+    """
+    target, _, attribute = part.component.target.partition(":")
+    return {
+        "use": f"{part.package}/{part.component.name}",
+        "code": [attribute, source_hash(target, whole_package=True)],
+        **_options(part.options),
+    }
+
+
+def execution(part: Part) -> dict[str, Any]:
+    """The options of a part, and of what is in its slots, that change rounding at most, by key."""
+    return dict(_execution(part.options, ""))
+
+
+def _execution(options: BaseModel, before: str) -> Iterator[tuple[str, Any]]:
+    for name, field in type(options).model_fields.items():
+        key, value = before + key_of(name, field), getattr(options, name)
+        if effect_of(type(options), name) == "execution":
+            yield key, to_jsonable_python(value)
+            continue
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for word, item in inner:
+            place = f"{key}.{word}." if word else f"{key}."
+            if isinstance(item, Part):
+                yield from _execution(item.options, place)
+            elif isinstance(item, BaseModel):
+                yield from _execution(item, place)
+
+
+def _options(options: BaseModel) -> dict[str, Any]:
+    idle = options.idle() if isinstance(options, Options) else {}
+    values = {
+        key_of(name, field): _value(getattr(options, name))
+        for name, field in type(options).model_fields.items()
+        if key_of(name, field) not in idle and effect_of(type(options), name) == "identity"
+    }
+    return values | {k: _value(v) for k, v in (options.model_extra or {}).items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Part):
+        return identity(value)
+    if isinstance(value, StageRef):
+        if value.folder is not None:
+            return {"artifact": folder_hash(value.folder, without=_NO_RESULT)}
+        return {"stage": value.stage}
+    if isinstance(value, Path):
+        return {"content": path_hash(value) or str(value)}
+    if isinstance(value, Module):
+        return {"module": str(value), "source": source_hash(str(value))}
+    if isinstance(value, BaseModel):
+        return _options(value)
+    if isinstance(value, dict):
+        return {str(key): _value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(_value, value), key=str)
+    return to_jsonable_python(value)
