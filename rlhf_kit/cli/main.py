@@ -19,6 +19,10 @@ _EPILOG = (
         "run": ("rlhf_kit.cli.run:run", "Run a recipe, or go on with an interrupted run."),
         "check": ("rlhf_kit.cli.check:check", "Check a recipe in a second, without running it."),
         "plugins": ("rlhf_kit.cli.plugins:plugins", "See what can be used in a recipe."),
+        "superseded": (
+            "rlhf_kit.cli.superseded:superseded",
+            "List, or delete, what changed recipes have set aside.",
+        ),
         "doctor": ("rlhf_kit.cli.doctor:doctor", "Describe this machine and installation."),
     },
     epilog=_EPILOG,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rlhf_kit.components import Component, Options, Part, StageRef
-from rlhf_kit.errors import PluginError, RecipeError, RlhfKitError, did_you_mean
+from rlhf_kit.errors import PluginError, RlhfKitError, did_you_mean
 from rlhf_kit.recipe.document import Document, Place, dotted
 from rlhf_kit.recipe.folders import stage_folder
 from rlhf_kit.recipe.problems import Problems, in_short, key_of, known_keys, unknown_key

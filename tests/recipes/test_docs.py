@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from test_shipped_recipes import SMALL, labeler
+from toy_runs import one_stage, run
 
 import rlhf_kit.hookspecs
 from rlhf_kit.cli.main import main
@@ -48,6 +49,11 @@ def test_tutorial_commands(
         model = f"model={{use: pretrained, name: {toy_model}}}"
         words += [model, "memory={use: hydra, trainable_layers: 2}", labeler(tmp_path), *SMALL]
         words[words.index("--out") + 1] = str(tmp_path / "run")
+    if words[0] == "superseded":
+        recipe = one_stage(tmp_path / "project", toy_model, "sft")
+        for epochs in (1, 2):
+            run(recipe, tmp_path / "run", f"sft.epochs={epochs}")
+        words[1] = str(tmp_path / "run")
     result = CliRunner().invoke(main, words)
     assert result.exit_code == (2 if printed.startswith("error:") else 0), result.output
     assert printed in result.output

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from toy_runs import one_stage, run
 from toys import write_toy_recipe
 
+from rlhf_kit.cli.main import main
 from rlhf_kit.context import RunContext
 from rlhf_kit.errors import DataError, RecipeError, RlhfKitError
 from rlhf_kit.recipe import open_recipe
@@ -384,6 +386,30 @@ def test_what_is_refused_moves_nothing(
         for path in out.rglob("*")
     }
     assert after == before
+
+
+def test_what_is_set_aside_can_be_listed_and_pruned(toy_model: Path, tmp_path: Path) -> None:
+    recipe = one_stage(tmp_path / "project", toy_model, "sft")
+    out = tmp_path / "run"
+    run(recipe, out)
+    listed = CliRunner().invoke(main, ["superseded", str(out)])
+    assert (listed.exit_code, listed.output) == (0, "nothing is set aside\n")
+    for epochs in (2, 3):
+        run(recipe, out, f"sft.epochs={epochs}")
+    weights = (out / "stages/sft/branch.safetensors").read_bytes()
+    listed = CliRunner().invoke(main, ["superseded", str(out), "--json"])
+    found = json.loads(listed.output)["superseded"]
+    assert [(i["stage"], Path(i["folder"]).name, i["finished"]) for i in found] == [
+        ("sft", "sft-1", True),
+        ("sft", "sft-2", True),
+    ]
+    assert all(item["mib"] > len(weights) / 2**20 for item in found)
+    pruned = CliRunner().invoke(main, ["superseded", str(out), "--prune"])
+    assert pruned.exit_code == 0 and "deleted" in pruned.output
+    assert list((out / "superseded").iterdir()) == []
+    assert (out / "stages/sft/branch.safetensors").read_bytes() == weights
+    wrong = CliRunner().invoke(main, ["superseded", str(recipe.parent)], standalone_mode=False)
+    assert "is no run folder" in str(wrong.exception) + wrong.output
 
 
 # -- metrics
