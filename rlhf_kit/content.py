@@ -46,39 +46,91 @@ def folder_hash(folder: Path, *, without: Iterable[str] = ()) -> str:
     return found.hexdigest()
 
 
-def path_hash(path: Path) -> str | None:
-    """Of a Python file with the modules it imports, of another file, of a folder; else None."""
-    if path.is_dir():
-        return folder_hash(path)
-    if not path.is_file():
-        return None
-    return source_hash(path) if path.suffix == ".py" else file_hash(path)
+class Snapshot:
+    """Hashes of files, folders and sources as they are now; everything is looked at once.
 
-
-def source_hash(module: str | Path, *, whole_package: bool = False) -> str:
-    """Of a module (by name, or a file) and of everything it imports, as far as that is source.
-
-    Followed are the modules of its own package and of rlhf_kit, and whatever lies outside of
-    installed distributions. An installed distribution that it imports counts as the list of hashes
-    that was installed with it; the standard library and what rlhf_kit itself requires (torch,
-    transformers, ...) do not count: their versions are recorded with every attempt.
-
-    Args:
-        module: found without being imported. One that cannot be found has only its name.
-        whole_package: also every other file of the package that the module is from, since a
-            package may read files of its own, or import by a name that is made up at run time.
+    The source of a module is that of its file and of everything it imports. Followed are the
+    modules of its own package and of rlhf_kit, and whatever lies outside of installed
+    distributions. An installed distribution that it imports counts as the list of hashes that was
+    installed with it; the standard library and what rlhf_kit itself requires (torch, transformers,
+    ...) do not count: their versions are recorded with every attempt.
     """
-    name = "" if isinstance(module, Path) else module
-    file = module if isinstance(module, Path) else module_file(module)
-    lines: set[str] = set()
-    if file is None:
-        lines.add(f"{name}: not found")
-    else:
+
+    def __init__(self) -> None:
+        self._direct: dict[tuple[str, Path, str], tuple[list[tuple[str, Path]], set[str]]] = {}
+        self._found: dict[str, Path | None] = {}
+        self._hashes: dict[Path, str] = {}
+        self._packages: dict[str, set[str]] = {}
+
+    def path(self, path: Path) -> str | None:
+        """Of a Python file with what it imports, of another file, of a folder; None for nothing."""
+        if path.is_dir():
+            return folder_hash(path)
+        if not path.is_file():
+            return None
+        return self.source("", path) if path.suffix == ".py" else file_hash(path)
+
+    def source(self, name: str, file: Path | None = None, *, whole_package: bool = False) -> str:
+        """Of the module ``name``, found without being imported, or of a Python file.
+
+        A module that cannot be found has only its name.
+
+        Args:
+            whole_package: also every other file of the package that the module is from, since a
+                package may read files of its own, or import by a name made up at run time.
+        """
+        file = file or self._file(name)
+        lines = {f"{name}: not found"} if file is None else self._closure(name, file)
         own = name.partition(".")[0]
-        lines |= _imported(name, file, frozenset({own, _HERE}))
         if whole_package and own != _HERE:
-            lines |= {f"{own}: {folder_hash(place)}" for place in _package_folders(own)}
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+            if own not in self._packages:
+                folders = _package_folders(own)
+                self._packages[own] = {f"{own}: {folder_hash(place)}" for place in folders}
+            lines = lines | self._packages[own]
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+    def _file(self, name: str) -> Path | None:
+        if name not in self._found:
+            self._found[name] = module_file(name)
+        return self._found[name]
+
+    def _closure(self, name: str, file: Path) -> set[str]:
+        """A line for each file, and for each distribution, that is imported."""
+        own, root = name.partition(".")[0], file
+        lines: set[str] = set()
+        todo = {file: name}
+        seen: set[Path] = set()
+        while todo:
+            file, name = todo.popitem()
+            seen.add(file)
+            if file not in self._hashes:
+                self._hashes[file] = file_hash(file)
+            # The first one may have a name that is made of its path.
+            lines.add(f"{'' if file == root else name}: {self._hashes[file]}")
+            files, installed = self._imported(name, file, own)
+            lines |= installed
+            todo |= {path: module for module, path in files if path not in seen}
+        return lines
+
+    def _imported(self, name: str, file: Path, own: str) -> tuple[list[tuple[str, Path]], set[str]]:
+        """What one file imports: modules to follow, and distributions."""
+        key = (name, file, own)
+        if key not in self._direct:
+            files: list[tuple[str, Path]] = []
+            installed: set[str] = set()
+            for other in _imports(name, file):
+                top = other.partition(".")[0]
+                if top in sys.stdlib_module_names:
+                    continue
+                brought = None if top in (own, _HERE) else _installed(top)
+                if brought is not None:
+                    installed |= {brought} - {""}
+                    continue
+                found = self._file(other)
+                if found is not None and found.suffix == ".py":
+                    files.append((other, found))
+            self._direct[key] = files, installed
+        return self._direct[key]
 
 
 def module_file(name: str) -> Path | None:
@@ -111,33 +163,6 @@ def _package_folders(top: str) -> list[Path]:
     spec = _top_level(top)
     places = spec.submodule_search_locations if spec is not None else None
     return [Path(place) for place in places or ()]
-
-
-def _imported(name: str, file: Path, own: frozenset[str]) -> set[str]:
-    """A line for each file, and each distribution, in the closure of imports."""
-    lines: set[str] = set()
-    seen: set[Path] = set()
-    todo, root = [(name, file)], file
-    while todo:
-        name, file = todo.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        # The first one may have a name that is made of its path.
-        lines.add(f"{'' if file == root else name}: {file_hash(file)}")
-        for other in _imports(name, file):
-            top = other.partition(".")[0]
-            if top in sys.stdlib_module_names:
-                continue
-            if top not in own:
-                installed = _installed(top)
-                if installed is not None:
-                    lines |= {installed} - {""}
-                    continue
-            found = module_file(other)
-            if found is not None and found.suffix == ".py":
-                todo.append((other, found))
-    return lines
 
 
 def _imports(name: str, file: Path) -> tuple[str, ...]:

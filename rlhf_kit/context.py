@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from rlhf_kit.components import Part, StageRef
-from rlhf_kit.content import source_hash
+from rlhf_kit.content import Snapshot
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.interfaces import (
     DataSource,
@@ -50,15 +50,15 @@ class Backbone:
     def tokenizer(self) -> Tokenizer:
         return self.source.tokenizer()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, now: Snapshot) -> dict[str, Any]:
         """What the result of a stage depends on, for its fingerprint."""
         resolved: dict[str, Any] = {}
         target = self.memory.component.load()
         if isinstance(target, Identified):
             resolved |= target.identity(self.memory.options)
         return {
-            "model": identity(self.model) | {"weights": self.source.fingerprint()},
-            "memory": identity(self.memory) | resolved,
+            "model": identity(self.model, now) | {"weights": self.source.fingerprint()},
+            "memory": identity(self.memory, now) | resolved,
         }
 
     def execution(self) -> dict[str, Any]:
@@ -104,6 +104,7 @@ class RunContext:
     def records(self) -> dict[str, StageRecord]:
         """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
         records: dict[str, StageRecord] = {}
+        now = Snapshot()
         for id, stage in self.recipe.stages.items():
             context = StageContext(self, id)
             data = [p for p in parts_of(stage.part) if p.component.seam == "data"]
@@ -113,11 +114,11 @@ class RunContext:
             content = {
                 "stage": id,
                 "seed": self.recipe.seed,
-                "options": identity(stage.part),
-                "runner": source_hash(_RUNNER),
+                "options": identity(stage.part, now),
+                "runner": now.source(_RUNNER),
                 "data": [self.data(part, context).fingerprint() for part in data],
                 "needs": [records[need].fingerprint for need in stage.needs],
-                "backbones": [backbone.identity() for backbone in backbones],
+                "backbones": [backbone.identity(now) for backbone in backbones],
             }
             text = json.dumps(content, sort_keys=True, default=str)
             records[id] = StageRecord.read(

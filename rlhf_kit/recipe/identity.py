@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from rlhf_kit.components import Module, Options, Part, StageRef, effect_of
-from rlhf_kit.content import folder_hash, path_hash, source_hash
+from rlhf_kit.content import Snapshot, folder_hash
 from rlhf_kit.recipe.problems import key_of
 from rlhf_kit.run_folder import METRICS, RECORD
 
@@ -18,18 +18,22 @@ from rlhf_kit.run_folder import METRICS, RECORD
 _NO_RESULT = (RECORD, METRICS, "checkpoints")
 
 
-def identity(part: Part) -> dict[str, Any]:
+def identity(part: Part, now: Snapshot) -> dict[str, Any]:
     """A part as JSON-able values that are the same whenever its result is the same.
 
     Options that change nothing, or rounding at most, are left out, and so is what another option
     makes idle. A path counts as what lies there, a module as its source, a component as its code;
     a stage of the recipe as its id (see RunContext.records for what that stage depends on).
+
+    Args:
+        part: the block.
+        now: the contents as they are.
     """
     target, _, attribute = part.component.target.partition(":")
     return {
         "use": f"{part.package}/{part.component.name}",
-        "code": [attribute, source_hash(target, whole_package=True)],
-        **_options(part.options),
+        "code": [attribute, now.source(target, whole_package=True)],
+        **_options(part.options, now),
     }
 
 
@@ -53,33 +57,34 @@ def _execution(options: BaseModel, before: str) -> Iterator[tuple[str, Any]]:
                 yield from _execution(item, place)
 
 
-def _options(options: BaseModel) -> dict[str, Any]:
+def _options(options: BaseModel, now: Snapshot) -> dict[str, Any]:
     idle = options.idle() if isinstance(options, Options) else {}
     values = {
-        key_of(name, field): _value(getattr(options, name))
+        key_of(name, field): _value(getattr(options, name), now)
         for name, field in type(options).model_fields.items()
         if key_of(name, field) not in idle and effect_of(type(options), name) == "identity"
     }
-    return values | {k: _value(v) for k, v in (options.model_extra or {}).items()}
+    return values | {k: _value(v, now) for k, v in (options.model_extra or {}).items()}
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, now: Snapshot) -> Any:
     if isinstance(value, Part):
-        return identity(value)
+        return identity(value, now)
     if isinstance(value, StageRef):
         if value.folder is not None:
             return {"artifact": folder_hash(value.folder, without=_NO_RESULT)}
         return {"stage": value.stage}
     if isinstance(value, Path):
-        return {"content": path_hash(value) or str(value)}
+        content = now.path(value) if value.is_absolute() else None
+        return {"content": content or str(value)}
     if isinstance(value, Module):
-        return {"module": str(value), "source": source_hash(str(value))}
+        return {"module": str(value), "source": now.source(value)}
     if isinstance(value, BaseModel):
-        return _options(value)
+        return _options(value, now)
     if isinstance(value, dict):
-        return {str(key): _value(item) for key, item in value.items()}
+        return {str(key): _value(item, now) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_value(item) for item in value]
+        return [_value(item, now) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted(map(_value, value), key=str)
+        return sorted((_value(item, now) for item in value), key=str)
     return to_jsonable_python(value)

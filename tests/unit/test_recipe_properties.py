@@ -282,41 +282,40 @@ def test_what_runs_again_is_what_a_change_reaches(project: Project) -> None:
     assert len(seen) > 20  # the walk was no stroll
 
 
-def variants(
-    options: BaseModel, block: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
-    """(dotted name, the block it stands in, its key, another value) of every simple option."""
+def variants(options: BaseModel) -> Iterator[tuple[list[str], Any]]:
+    """(keys down to it, another value) of every simple option."""
     for name, field in type(options).model_fields.items():
         key, value = field.alias or name, getattr(options, name)
         if isinstance(value, Options):
-            inside = dict(block.get(key, {}))
-            for inner in variants(value, inside):
-                block[key] = inside
-                yield f"{key}.{inner[0]}", *inner[1:]
+            yield from (([key, *inner], new) for inner, new in variants(value))
         elif not isinstance(value, Part):
             new = other_value(field.annotation, value)
             if new is not None:
-                yield key, block, key, new
+                yield [key], new
 
 
 def test_every_option_of_every_stage(project: Project) -> None:
     """One at a time, from the same recipe, so that none is left to chance."""
-    before = project.fingerprints()
+    before, clean = project.fingerprints(), json.dumps(project.values)
     resolved, _, _ = open_recipe(project.recipe)
     tried: dict[bool, set[str]] = {True: set(), False: set()}
-    clean = json.dumps(project.values)
     for id, stage in resolved.stages.items():
-        for name, block, key, new in variants(stage.part.options, project.values["stages"][id]):
-            block[key] = new
+        for keys, new in variants(stage.part.options):
+            project.values = json.loads(clean)
+            block = project.values["stages"][id]
+            for key in keys[:-1]:
+                block = block.setdefault(key, {})
+            block[keys[-1]] = new
             try:
                 after = project.fingerprints()
             except RlhfKitError:
                 continue  # such as an option that another one makes idle
-            finally:
-                project.values = json.loads(clean)
-            found = [other for other in STAGES if before[other] != after[other]]
-            assert found == ([] if key in HARMLESS else reached(id)), f"{id}.{name}"
-            tried[key in HARMLESS].add(name)
+            found, name = (
+                [other for other in STAGES if before[other] != after[other]],
+                ".".join(keys),
+            )
+            assert found == ([] if keys[-1] in HARMLESS else reached(id)), f"{id}.{name}"
+            tried[keys[-1] in HARMLESS].add(name)
     assert tried[True] == HARMLESS - {"device"}  # the memory's, which the walk meets
     assert len(tried[False]) > 30
 
