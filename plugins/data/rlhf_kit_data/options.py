@@ -32,9 +32,12 @@ Source = Annotated[str | Path, BeforeValidator(_local_or_hub)]
 
 
 class JsonlOptions(Options):
-    """A JSONL file with one row a line. Rows may give their ``split``; if not, by a hash."""
+    """A JSONL file with one row a line. A row may state its ``split``; if not, a hash of its
 
-    path: RecipePath = Field(description="the .jsonl file, relative to the recipe")
+    question decides, 80/10/10. See docs/data.md.
+    """
+
+    path: RecipePath = Field(description="a .jsonl or .jsonl.gz file, relative to the recipe")
 
 
 class CollectedOptions(Options):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar
 
-from rlhf_kit_data.rows import Row, written
 from rlhf_kit_data.hub import HubData
 from rlhf_kit_data.options import RankingsOptions
 from rlhf_kit_data.rankings import FORMS, Rankings, local_rankings, rankings
 from rlhf_kit_data.records import data_files, digest
+from rlhf_kit_data.rows import Row, written
 from rlhf_kit_data.table import SplitTable
 
 

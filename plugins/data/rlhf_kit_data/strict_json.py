@@ -67,6 +67,4 @@ def _refuse_half_pairs(value: Any, where: str) -> None:
 
 
 # Made once: json.loads would make one for every line.
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
