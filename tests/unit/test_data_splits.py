@@ -219,7 +219,8 @@ def test_equal_documents_are_in_one_split(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_text_file_comes_out_whole_and_in_order(tmp_path: Path) -> None:
     """No paragraph is lost, added or moved."""
-    text = "".join(f"Paragraph {i}. {'word ' * 60}\n{chr(10) * (1 + i % 3)}" for i in range(200))
+    gaps = ("\n", "\n\n", " \n", " \n\t\n")
+    text = "".join(f"Paragraph {i}. {'word ' * 60}\n{gaps[i % 4]}" for i in range(200))
     (tmp_path / "t.txt").write_text(text)
     source = RunningText(TextOptions(path=tmp_path / "t.txt"))
     found = by_split(source)

@@ -32,10 +32,7 @@ Source = Annotated[str | Path, BeforeValidator(_local_or_hub)]
 
 
 class JsonlOptions(Options):
-    """A JSONL file with one row a line. A row may state its ``split``; if not, a hash of its
-
-    question decides, 80/10/10. See docs/data.md.
-    """
+    """A JSONL file, one row a line. A row may state its ``split``; if not, its question decides."""
 
     path: RecipePath = Field(description="a .jsonl or .jsonl.gz file, relative to the recipe")
 

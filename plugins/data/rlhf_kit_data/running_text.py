@@ -16,6 +16,7 @@ from rlhf_kit_data.rows import Row, written
 from rlhf_kit_data.splits import SPLITS, Key, Places, folded, key_of
 from rlhf_kit_data.table import SplitTable
 
+_GAP = re.compile(r"\n(?:[^\S\n]*\n)+")  # between paragraphs; an empty line may hold spaces
 SIZE = 2000  # characters that a document of a file has at least, except for the last
 
 
@@ -77,7 +78,7 @@ def documents(path: Path) -> list[str]:
     if not text.strip():
         raise DataError(f"{path}: the file has no text")
     found, begin = list[str](), 0
-    for gap in re.finditer(r"\n\n+", text):
+    for gap in _GAP.finditer(text):
         if gap.end() - begin >= SIZE:
             found.append(text[begin : gap.end()])
             begin = gap.end()
