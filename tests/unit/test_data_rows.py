@@ -217,3 +217,13 @@ def test_a_mixed_file_passes_check_and_runs(toy_model: Path, tmp_path: Path) -> 
         typed(None),
         typed({"text": "yes", "pages": [1, 2.5]}),
     }
+
+    # What a folder holds is checked like a file.
+    folder = tmp_path / "run/stages/collect"
+    with (folder / "comparisons.jsonl").open("a") as file:
+        file.write('{"prompt": "A?"}\n')
+    override = f"data.comparisons={{use: collected, from: {folder}}}"
+    result = CliRunner().invoke(main, ["check", str(path), override])
+    assert result.exit_code == 3
+    assert f"{folder}/comparisons.jsonl:" in result.stderr
+    assert "completions: Field required" in result.stderr
