@@ -82,6 +82,9 @@ def test_what_a_stage_will_write_is_neither_read_nor_hashed(tmp_path: Path) -> N
     write_lines(tmp_path / "comparisons.jsonl", [row])
     assert source.fingerprint() == before
     assert list(source.split("train")) == [row]
+    again = row | {"prompt": "B?"}
+    write_lines(tmp_path / "comparisons.jsonl", [again])
+    assert list(source.split("train")) == [again]
 
 
 def pairs(word: str) -> list[dict[str, str]]:

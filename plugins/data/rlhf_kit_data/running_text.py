@@ -28,7 +28,6 @@ class RunningText:
     def __init__(self, options: TextOptions) -> None:
         self._path, self._module = options.path, options.module
 
-    @cached_property
     def _documents(self) -> dict[str, str]:
         if self._path is None:
             return topics(str(self._module))
@@ -39,7 +38,7 @@ class RunningText:
         keys: dict[str, Key] = {}  # of the first document that has a text
         rows = [
             (keys.setdefault(folded(text), key_of(name)), written({"text": text}))
-            for name, text in self._documents.items()
+            for name, text in self._documents().items()
         ]
         return SplitTable(str(self._path or self._module), rows, Places(_cut))
 
@@ -51,7 +50,7 @@ class RunningText:
         if self._path is not None:
             return digest(self._path)
         found = hashlib.sha256()
-        for name, text in self._documents.items():
+        for name, text in self._documents().items():
             for part in (name, text):
                 found.update(hashlib.sha256(part.encode()).digest())
         return found.hexdigest()

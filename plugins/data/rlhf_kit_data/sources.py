@@ -57,6 +57,15 @@ class Collected(Comparisons):
         super().__init__(JsonlOptions(path=folder / COLLECTED))
         # What an earlier run of the same stage has left there may be about to be replaced.
         self.ready = options.start.stage is None
+        self._seen = ""
+
+    def split(self, name: str) -> Sequence[Row]:
+        # The stage may have written the file anew since it was last looked at.
+        content = digest(self._path)
+        if content != self._seen:
+            self.__dict__.pop("_table", None)
+            self._seen = content
+        return super().split(name)
 
     def fingerprint(self) -> str:
         # A stage of this recipe is part of the fingerprint of the one that reads it.

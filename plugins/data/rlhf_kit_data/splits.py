@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from rlhf_kit_data.rows import Row
 
 SPLITS = ("train", "validation", "test")
 
-Row = dict[str, Any]
 Key = bytes
 
 
@@ -22,12 +23,12 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def opening(row: Mapping[str, Any]) -> str:
+def opening(row: Row) -> str:
     """The first user turn, folded: what a whole conversation hangs on, a prompt alone too."""
     first = row.get("prompt")
     if first is None:
         first = next(m["content"] for m in row["messages"] if m["role"] == "user")
-    return folded(first)
+    return folded(str(first))
 
 
 class Claim(NamedTuple):
