@@ -9,10 +9,16 @@ from rlhf_kit.types.samples import Row
 
 
 class DataSource(Protocol):
+    """Rows by split. Building one reads nothing, so that a finished stage costs nothing."""
+
     ready: bool  # False while an earlier stage has yet to write the rows
 
     def split(self, name: str) -> Sequence[Row]:
-        """The rows of "train", "validation" or "test"; DataError when there are none."""
+        """The rows of "train", "validation" or "test", read and checked on first use.
+
+        A reader may change a row that it was given; no other reader sees that. No conversation,
+        and none that begins like it, is in two splits. DataError when there are no rows.
+        """
 
     def fingerprint(self) -> str:
-        """A hash of the content."""
+        """A hash of all that the rows depend on, without reading them; cheap."""

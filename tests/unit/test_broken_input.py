@@ -197,7 +197,7 @@ def test_other_wrong_files(broken: Any, tmp_path: Path) -> None:
     path = broken()
     data = tmp_path / "prompts.jsonl"
     data.write_bytes(b'{"prompt": "caf\xe9"}\n')
-    assert "prompts.jsonl: not UTF-8 text" in refused(path, 3)
+    assert "prompts.jsonl:1: not UTF-8 text" in refused(path, 3)
     data.write_text("\n\n")
     assert "prompts.jsonl: the file has no rows" in refused(path, 3)
     data.write_text('{"prompt": "a", "split": "train"}\n')

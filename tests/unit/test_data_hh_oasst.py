@@ -72,11 +72,15 @@ def rows_of(source: Published) -> list[dict[str, Any]]:
 
 
 def hh(path: Path, **options: Any) -> HHRLHF:
-    return HHRLHF(HHOptions(source=path, **options))
+    source = HHRLHF(HHOptions(source=path, **options))
+    assert source.dropped is not None  # reads the files, and raises what is wrong with them
+    return source
 
 
 def oasst(path: Path, **options: Any) -> Oasst:
-    return Oasst(OasstOptions(source=path, **options))
+    source = Oasst(OasstOptions(source=path, **options))
+    assert source.dropped is not None
+    return source
 
 
 def separate(splits: dict[str, list[dict[str, Any]]]) -> bool:
@@ -223,7 +227,7 @@ def test_oasst_messages(tmp_path: Path, name: str) -> None:
 def test_oasst_both_forms_give_the_same_rows(tmp_path: Path) -> None:
     trees = oasst(write(tmp_path / "trees.jsonl", [a_tree()]))
     messages = oasst(write(tmp_path / "messages.parquet", flat(a_tree())))
-    assert trees.fingerprint() == messages.fingerprint()
+    assert everything(trees) == everything(messages)
 
 
 def test_oasst_keeps_ties_and_needs_two_ranked_replies(tmp_path: Path) -> None:
@@ -450,23 +454,45 @@ def test_what_is_a_path_and_what_is_on_the_hub(source: str, path: str | None) ->
 def test_the_hub_out_of_reach_is_a_data_error() -> None:
     """The tests run offline, and no cache has this."""
     with pytest.raises(DataError, match="nobody/nothing: cannot be loaded from the Hugging Face"):
-        HHRLHF(HHOptions(source="nobody/nothing"))
+        HHRLHF(HHOptions(source="nobody/nothing")).fingerprint()
 
 
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's answer, without the network."""
     import datasets
 
-    def load_dataset(name: str, **options: Any) -> Any:
-        assert (name, options) == ("some/pairs", {"data_dir": "helpful", "revision": None})
-        train = datasets.Dataset.from_list([{**record, "more": 1} for record in many(30)])
-        test = datasets.Dataset.from_list(many(6, "Test"))
-        return datasets.DatasetDict({"train": train, "test": test})
+    read: list[str] = []
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    splits = everything(HHRLHF(HHOptions(source="some/pairs", data_dir="helpful")))
-    assert len(splits["train"]) + len(splits["validation"]) == 30
-    assert len(splits["test"]) == 6
+    class Builder:
+        hash = "5f1c"
+
+        def download_and_prepare(self) -> None:
+            read.append("prepared")
+
+        def as_dataset(self) -> Any:
+            train = datasets.Dataset.from_list([{**record, "more": 1} for record in many(30)])
+            test = datasets.Dataset.from_list(many(6, "Test"))
+            dev = datasets.Dataset.from_list(many(3, "Dev"))
+            return datasets.DatasetDict({"train_prefs": train, "evaluation": test, "dev": dev})
+
+    def load_dataset_builder(name: str, **options: Any) -> Any:
+        assert (name, options) == ("some/pairs", {"data_dir": "helpful", "revision": None})
+        return Builder()
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    source = HHRLHF(HHOptions(source="some/pairs", data_dir="helpful"))
+    first = source.fingerprint()
+    assert not read  # the commit alone
+    splits = everything(source)
+    assert read == ["prepared"]
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 30,
+        "validation": 3,
+        "test": 6,
+    }
+    monkeypatch.setattr(Builder, "hash", "77aa")
+    again = HHRLHF(HHOptions(source="some/pairs", data_dir="helpful"))
+    assert again.fingerprint() != first
 
 
 # Checks of recipes
@@ -562,7 +588,7 @@ def test_ranks_may_be_partial(tmp_path: Path) -> None:
 def test_ranks_that_are_refused(tmp_path: Path, ranks: list[int | None], says: str) -> None:
     path = tmp_path / "c.jsonl"
     with pytest.raises(DataError, match=re.escape(str(path)) + says):
-        comparisons(path, ranks)
+        comparisons(path, ranks).split("train")
 
 
 # The real files, where they are
@@ -600,7 +626,7 @@ def test_the_real_trees(tmp_path: Path) -> None:
     trees = [json.loads(line) for line in path.read_text().splitlines()]
     table = [row for tree in trees for row in flat(_with_replies(tree))]
     again = oasst(write(tmp_path / "messages.jsonl", table))
-    assert again.fingerprint() == source.fingerprint()
+    assert everything(again) == splits
 
 
 def _with_replies(tree: dict[str, Any]) -> dict[str, Any]:

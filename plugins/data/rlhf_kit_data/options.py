@@ -32,9 +32,9 @@ Source = Annotated[str | Path, BeforeValidator(_local_or_hub)]
 
 
 class JsonlOptions(Options):
-    """A JSONL file with one row a line. Rows may give their ``split``; if not, by a hash."""
+    """A JSONL file, one row a line. A row may state its ``split``; if not, its question decides."""
 
-    path: RecipePath = Field(description="the .jsonl file, relative to the recipe")
+    path: RecipePath = Field(description="a .jsonl or .jsonl.gz file, relative to the recipe")
 
 
 class CollectedOptions(Options):

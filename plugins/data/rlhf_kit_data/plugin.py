@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf_kit import Component, Part, RlhfKitError, hookimpl
-from rlhf_kit_data import options, rankings, rows
+from rlhf_kit import Component, DataError, Part, RlhfKitError, hookimpl
+from rlhf_kit_data import options, project, rankings, running_text
 
 
 @hookimpl
@@ -29,7 +29,7 @@ def rlhf_components() -> Iterable[Component]:
     yield Component(
         "data",
         "text",
-        f"{package}:RunningText",
+        "rlhf_kit_data.running_text:RunningText",
         options.TextOptions,
         "Running text, for the mix.",
     )
@@ -43,25 +43,39 @@ def rlhf_components() -> Iterable[Component]:
 @hookimpl
 def rlhf_check_recipe(recipe: Any) -> Iterable[str | RlhfKitError]:
     """Read every local file a recipe names, so that a bad line is known before a model loads."""
+    found: list[project.PlacedRows] = []
+    wrong: list[RlhfKitError] = []
     for part in recipe.data.values():
         if part.component.target.startswith("rlhf_kit_data."):
             try:
-                _read(part)
+                found += _read(part)
             except RlhfKitError as error:
-                yield error
+                wrong.append(error)
+    try:
+        project.refuse_across(found)
+    except RlhfKitError as error:
+        wrong.append(error)
+    return wrong
 
 
-def _read(part: Part) -> None:
-    """Raise what is wrong with the local file of a part, if it has one; the hub is left alone."""
-    name, path = part.component.name, getattr(part.options, "path", None)
-    published = isinstance(part.options, options.RankingsOptions)
-    if path is None:
-        return
-    if name in rows.KINDS:
-        for _ in rows.read_rows(path, name):
-            pass
-    elif not path.exists():
-        key = f"{part.key}.{'source' if published else 'path'}"
-        raise rows.DataError(f"{path}: no such file ({part.where}: {key})")
-    elif isinstance(part.options, options.RankingsOptions):
-        rankings.local_rankings(name, part.options)
+def _read(part: Part) -> list[project.PlacedRows]:
+    """The rows of a part's file if it is in the project's own form.
+
+    Raises what is wrong with a local file of whatever form; the hub is left alone, and so is what
+    a stage of the recipe has yet to write.
+    """
+    o = part.options
+    if isinstance(o, options.JsonlOptions):
+        return [project.read_placed(o.path, part.component.name)]
+    if isinstance(o, options.CollectedOptions):
+        folder = o.start.folder
+        return [project.read_placed(folder / project.COLLECTED, "comparisons")] if folder else []
+    if isinstance(o, options.TextOptions | options.RankingsOptions) and o.path is not None:
+        if not o.path.exists():
+            key = f"{part.key}.{'path' if isinstance(o, options.TextOptions) else 'source'}"
+            raise DataError(f"{o.path}: no such file ({part.where}: {key})")
+        if isinstance(o, options.RankingsOptions):
+            rankings.local_rankings(part.component.name, o)
+        else:
+            running_text.documents(o.path)
+    return []

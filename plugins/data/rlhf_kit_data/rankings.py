@@ -12,9 +12,18 @@ from rlhf_kit_data import hh, oasst
 from rlhf_kit_data.options import RankingsOptions
 from rlhf_kit_data.records import Parts, local_parts
 from rlhf_kit_data.rows import has_pair
-from rlhf_kit_data.splits import divide
+from rlhf_kit_data.splits import Key, Places, divide
 
 Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Comparisons with their keys, the split of each key, and what was dropped by reason."""
+
+    rows: list[tuple[Key, dict[str, Any]]]
+    places: Places
+    dropped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,8 @@ class Form:
 FORMS = {"hh_rlhf": Form(hh.COLUMNS, hh.rows), "oasst": Form(oasst.COLUMNS, oasst.rows)}
 
 
-def local_rankings(form: str, options: RankingsOptions) -> tuple[dict[str, Rows], dict[str, int]]:
-    """The rows of local files by split, and what was dropped by reason.
+def local_rankings(form: str, options: RankingsOptions) -> Rankings:
+    """The comparisons of local files.
 
     Raises:
         DataError: see :func:`rankings`; or there is no such file.
@@ -38,10 +47,8 @@ def local_rankings(form: str, options: RankingsOptions) -> tuple[dict[str, Rows]
     return rankings(form, options, local_parts(options.path, FORMS[form].columns))
 
 
-def rankings(
-    form: str, options: RankingsOptions, parts: Parts
-) -> tuple[dict[str, Rows], dict[str, int]]:
-    """The rows of ``parts`` by split, and what was dropped by reason.
+def rankings(form: str, options: RankingsOptions, parts: Parts) -> Rankings:
+    """The comparisons in ``parts``.
 
     Raises:
         DataError: a record is not of the form, or nothing is left that could be compared.
@@ -55,7 +62,7 @@ def rankings(
                 dropped[f"rows longer than {options.max_characters} characters"] += 1
             else:
                 kept[name].append(row)
-    splits = divide(
+    rows, places = divide(
         kept,
         dropped,
         validation=options.validation_fraction,
@@ -63,13 +70,13 @@ def rankings(
         limit=options.limit,
     )
     counted = {reason: count for reason, count in sorted(dropped.items()) if count}
-    if not any(has_pair(row["ranks"]) for rows in splits.values() for row in rows):
+    if not any(has_pair(row["ranks"]) for _, row in rows):
         why = ", ".join(f"{count} {reason}" for reason, count in counted.items())
         raise DataError(
             f"{options.source}: no comparison with a better and a worse answer is left"
             + (f"; dropped were {why}" if why else "")
         )
-    return splits, counted
+    return Rankings(rows, places, counted)
 
 
 def characters(row: dict[str, Any]) -> int:

@@ -1,19 +1,20 @@
 """Records of JSONL, gzipped JSONL and Parquet files, each with its place for a message. Torch-free.
 
-The splits that a source has are its files' or folders' own names.
+The splits that a source has are named by its files and by the folders that they are in.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
-import re
+import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf_kit.errors import DataError
+from rlhf_kit_data.layout import part_name
+from rlhf_kit_data.strict_json import parse
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -21,20 +22,26 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 Records = Iterable[tuple[str, Any]]
 Parts = dict[str, Records]
 
-_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
-_SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|dev|test)(?=[-_.]|$)")
-
-
-def part_name(name: str) -> str:
-    """The split that a file name or a hub's split name speaks of; "train" if of none."""
-    found = _SPLIT.search(name)
-    return _NAMES.get(found[1], found[1]) if found else "train"
-
 
 def local_parts(path: Path, columns: tuple[str, ...]) -> Parts:
     """The records of a file, or of every file below a folder, by split.
 
-    Only ``columns`` are read where the format allows it. The files are read as they are iterated.
+    A file alone is one part, "train", whatever its name. Below a folder, the path from there on
+    tells the split; what is above the folder does not. Only ``columns`` are read where the format
+    allows it. The files are read as they are iterated.
+
+    Raises:
+        DataError: nothing there, nothing of a known format, or a path that speaks of two splits.
+    """
+    parts: dict[str, list[Path]] = {}
+    for file in data_files(path):
+        name = "train" if file == path else part_name(str(file.relative_to(path)), file)
+        parts.setdefault(name, []).append(file)
+    return {name: _chain(files, columns) for name, files in parts.items()}
+
+
+def data_files(path: Path) -> list[Path]:
+    """The file itself, or every data file below a folder, in the order of their paths.
 
     Raises:
         DataError: nothing there, or nothing of a known format.
@@ -44,48 +51,45 @@ def local_parts(path: Path, columns: tuple[str, ...]) -> Parts:
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise DataError(f"{path}: not one of {', '.join(SUFFIXES)}")
-        return {"train": _records(path, columns)}
+        return [path]
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES))
     if not files:
         raise DataError(f"{path}: the folder has no file of {', '.join(SUFFIXES)}")
-    names = [part_name(file.name) for file in files]
-    return {
-        name: _chain([f for f, n in zip(files, names, strict=True) if n == name], columns)
-        for name in dict.fromkeys(names)
-    }
+    return files
 
 
-def _chain(files: list[Path], columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for file in files:
-        yield from _records(file, columns)
+def digest(path: Path) -> str:
+    """A hash of the content of a file. Raises DataError where there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    return _parquet(path, columns) if path.name.endswith(".parquet") else _lines(path)
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a JSONL file, gzipped where its name ends in ".gz"; empty lines are skipped.
 
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    Raises:
+        DataError: see :func:`rlhf_kit_data.strict_json.parse`; or the file is empty or damaged.
+    """
     seen = False
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     seen = True
-                    yield f"{path}:{number}", parse(line, f"{path}:{number}")
+                    where = f"{path}:{number}"
+                    yield where, parse(line, where)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: a damaged gzip file: {error}") from error
     if not seen:
         raise DataError(f"{path}: the file has no rows")
 
 
-def parse(line: str | bytes, where: str) -> Any:
-    """JSON, or a DataError that says where."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text ({error.reason})") from error
+def _chain(files: list[Path], columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for file in files:
+        yield from _parquet(file, columns) if file.suffix == ".parquet" else json_lines(file)
 
 
 def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,22 +17,27 @@ from pydantic import (
 )
 
 from rlhf_kit.errors import DataError
-from rlhf_kit_data.records import parse
+from rlhf_kit_data.records import json_lines
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)
 Schema = TypeVar("Schema", bound=BaseModel)
+Row = dict[str, Any]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(strict=True)
     role: Literal["system", "user", "assistant"]
     content: Text
 
 
 class PromptRow(BaseModel):
-    """``prompt`` or ``messages``; anything else travels along, for rewards to read."""
+    """``prompt`` or ``messages``; anything else travels along, for rewards to read.
 
-    model_config = ConfigDict(extra="allow")
+    Strict, since readers get the row as it is written: "true" must not pass for true.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1)
     split: Literal["train", "validation", "test"] | None = None
@@ -88,32 +94,33 @@ def has_pair(ranks: Sequence[int | None]) -> bool:
     return len({rank for rank in ranks if rank is not None}) > 1
 
 
-def read_rows(path: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file, checked.
+def read_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a JSONL file as they are written, each with its place, once checked.
+
+    A null in an optional key of the kind says that the row does not have it, and is left out.
 
     Raises:
-        DataError: the file is missing, not UTF-8, empty, or a line is not such a row, and the
-            message names the file and the line; or there are comparisons, but all of them ties.
+        DataError: the file is missing, empty, or a line is not such a row, and the message names
+            the file and the line; or there are comparisons, but all of them ties.
     """
     schema = KINDS[kind]
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; a {kind} file has one JSON object a line")
-    seen, usable = False, kind != "comparisons"
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    seen = True
-                    where = f"{path}:{number}"
-                    row = check(parse(line, where), schema, where).model_dump(exclude_none=True)
-                    usable = usable or has_pair(row["ranks"])
-                    yield row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if not seen:
-        raise DataError(f"{path}: the file has no rows")
+    if not path.is_file() or path.suffix == ".parquet":
+        reason = "not a JSONL file" if path.is_file() else "no such file"
+        raise DataError(f"{path}: {reason}; a {kind} file has one JSON object a line")
+    optional = {name for name, field in schema.model_fields.items() if not field.is_required()}
+    usable = kind != "comparisons"
+    for where, record in json_lines(path):
+        check(record, schema, where)
+        row = {k: v for k, v in record.items() if v is not None or k not in optional}
+        usable = usable or has_pair(row["ranks"])
+        yield where, row
     if not usable:
         raise DataError(f"{path}: no row ranks one completion above another; all are ties")
+
+
+def written(row: Row) -> bytes:
+    """A row as JSON text, which keeps all that JSON can say."""
+    return _ENCODER.encode(row).encode()
 
 
 def check(value: Any, schema: type[Schema], where: str, form: str = "") -> Schema:
