@@ -11,13 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
 from rlhf_kit.errors import PluginError
+from rlhf_kit.nested_defaults import over_defaults
 
 
 class Options(BaseModel):
-    """Base of every component's options: unknown keys are refused, values are range-checked."""
+    """Base of every component's options: unknown keys are refused, values are range-checked.
+
+    A nested block is laid over the default of its field: what it does not write stays as it was.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -28,6 +39,11 @@ class Options(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, values: Any) -> Any:
+        return over_defaults(cls, values) if isinstance(values, Mapping) else values
 
     def idle(self) -> Mapping[str, str]:
         """The options that another option makes idle: key -> why nothing reads it.
