@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from rlhf_kit.engine.precision import resolve_dtype
+from rlhf_kit.engine.precision import resolve_device, resolve_dtype
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit_hf.artifact import check_note
@@ -28,13 +28,8 @@ class Strategy:
     computes: ClassVar[bool] = True  # False: the pretrained model is only copied from
 
     def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
-        device = options.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise RecipeError(f"memory.device: {device}, but torch sees no GPU; use cpu or auto")
-        self.device = torch.device(device)
-        self.dtype = resolve_dtype(options.dtype)
+        self.device = resolve_device(options.device)
+        self.dtype = resolve_dtype(options.dtype, self.device)
         self.model = source.load(self.dtype).requires_grad_(False)
         if self.computes:
             self.model.to(self.device)
