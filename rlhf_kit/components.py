@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlhf_kit.errors import PluginError
+from rlhf_kit.errors import PluginError, did_you_mean
 from rlhf_kit.nested_defaults import over_defaults
 
 
@@ -55,6 +55,13 @@ class Options(BaseModel):
         return {}
 
 
+NEEDS = {
+    "values": "an advantage estimator that reads values: a critic is built, trained and saved",
+    "positive_coefficient": "a controller that multiplies its coefficient, which 0 would stop",
+}
+"""What a component may need of the recipe around it: need -> who has it, and what follows."""
+
+
 @dataclass(frozen=True)
 class Component:
     """A named implementation of one seam.
@@ -62,6 +69,8 @@ class Component:
     ``target`` is "package.module:Attribute" and is imported only when a run builds the component.
     The attribute is called as ``target(options)``, or ``target(options, context)`` when it has a
     parameter named ``context`` (see :class:`rlhf_kit.interfaces.Context`).
+    ``needs`` are keys of :data:`NEEDS`: a recipe is checked against them, and a run builds what is
+    needed and nothing else.
     ``produces`` is set by stages only and names the kind of artifact in their folder ("policy",
     "reward_model", "comparisons", ...), so that a reference to the wrong kind is refused early.
     """
@@ -72,6 +81,14 @@ class Component:
     options: type[Options] = Options
     summary: str = ""
     produces: str = ""
+    needs: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for need in sorted(self.needs - NEEDS.keys()):
+            raise PluginError(
+                f"{self.seam} {self.name!r}: no need is called {need!r}"
+                f"{did_you_mean(need, list(NEEDS))}; known: {', '.join(NEEDS)}"
+            )
 
     def load(self) -> Any:
         """Import and return the target. Raises PluginError with the cause."""

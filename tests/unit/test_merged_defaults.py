@@ -115,9 +115,7 @@ def test_an_alias_or_a_name() -> None:
 
 
 def test_null_and_other_kinds() -> None:
-    found = Outer(
-        plain={}, maybe={"b": 1}, nothing={"b": 1}, several={"x": 1}, many=[{"b": 3}]
-    )
+    found = Outer(plain={}, maybe={"b": 1}, nothing={"b": 1}, several={"x": 1}, many=[{"b": 3}])
     assert found.maybe == Inner(a=6, b=1)
     assert found.nothing == Inner(a=1, b=1)
     assert found.several == Other(x=1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_kit import Options, Part, StageRef, slot, slots, stage_ref
 
@@ -298,12 +298,22 @@ class PPOPtxOptions(Options):
 
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
+        if "values" not in self.advantage.component.needs:
+            keys = ["value", "value_loss", "value_coef", "value_learning_rate"]
+            if self.value_normalizer is not None:  # null says the same again
+                keys.append("value_normalizer")
+            why = f"advantage {self.advantage.component.name!r} needs no values"
+            unread |= dict.fromkeys(keys, why)
         if self.pretraining is None:
             keys = ["ptx_controller", "ptx_loss", "ptx_per_episode", "ptx_length"]
             keys.append("ptx_micro_batch")
             if self.ptx_coef != 0:  # 0 says the same again
                 keys.append("ptx_coef")
             unread |= dict.fromkeys(keys, "pretraining is null; name the pretraining text")
+        elif self.ptx_coef == 0:
+            keys = ["pretraining", "ptx_controller", "ptx_loss", "ptx_per_episode", "ptx_length"]
+            keys.append("ptx_micro_batch")
+            unread |= dict.fromkeys(keys, "ptx_coef is 0; set a greater one")
         if self.missing_eos == "keep":
             why = 'missing_eos is "keep"; set missing_eos: replace or subtract'
             unread["missing_eos_value"] = why
@@ -429,6 +439,9 @@ class AdaptiveKLOptions(Options):
 
     target: float = Field(6.0, gt=0, description="KL per response to hold, in nats")
     horizon: float = Field(10_000.0, gt=0, description="episodes over which beta changes by 20 %")
+    least: float = Field(
+        1e-6, gt=0, description="smallest beta; not in the paper: from 0 none would come back"
+    )
 
 
 class FixedPtxOptions(Options):
@@ -447,6 +460,12 @@ class AdaptivePtxOptions(Options):
     )
     least: float = Field(1e-3, gt=0, description="smallest gamma")
     most: float = Field(1e3, gt=0, description="largest gamma")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least {self.least} is more than most {self.most}; swap them")
+        return self
 
 
 class ScriptedOptions(Options):

@@ -39,7 +39,7 @@ class PPOPtx:
     def __init__(self, parts: PPOParts, options: PPOPtxOptions) -> None:
         self.parts, self.options = parts, options
         self.ppo = {"policy": Term(parts.policy_loss)}
-        if parts.advantage.needs_values:
+        if parts.value is not None:
             self.ppo["value"] = Term(
                 parts.value_loss, options.value_coef, lambda batch: batch.valued
             )
@@ -92,7 +92,7 @@ class PPOPtx:
             with self.parts.policy.reference():
                 reference = self.parts.policy.evaluate(samples)
             values = None  # [B, R]
-            if self.parts.advantage.needs_values:
+            if self.parts.value is not None:
                 values = self.parts.value(out.states, samples)
                 if self.parts.value_normalizer is not None:
                     values = self.parts.value_normalizer.denormalize(values)
@@ -146,7 +146,7 @@ class PPOPtx:
         inputs: dict[str, PolicyLossInputs | ValueLossInputs] = {
             "policy": PolicyLossInputs(out.logprobs, batch.logprobs, batch.advantages, batch.mask)
         }
-        if batch.values is not None:
+        if self.parts.value is not None and batch.values is not None:
             values = self.parts.value(out.states, batch.samples)
             inputs["value"] = ValueLossInputs(values, batch.values, batch.returns, batch.places)
         return inputs
