@@ -98,9 +98,9 @@ def test_what_is_named_is_taken() -> None:
 def test_devices(gpus: Callable[..., None]) -> None:
     gpus()
     assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(RecipeError, match="memory.device: cuda, but torch sees no GPU"):
+    with pytest.raises(RecipeError, match=r"memory.device: cuda, but torch sees no GPU"):
         resolve_device("cuda")
     gpus(A100)
     assert resolve_device("auto") == torch.device("cuda")
-    with pytest.raises(RecipeError, match="memory.device: cuda:1, but torch sees 1 GPU"):
+    with pytest.raises(RecipeError, match=r"memory.device: cuda:1, but torch sees 1 GPU"):
         resolve_device("cuda:1")

@@ -87,6 +87,11 @@ class PPOPtx:
         """Sample, and record everything that PPO later holds fixed."""
         with clock.phase("sample"):
             samples = self.parts.policy.generate(prompts, sampling)
+            if self.options.score_at == "after_end":
+                # The critic must see the place after the end of the longest row too, or it would
+                # depend on the rows beside it whether a row has one.
+                longest = int(samples.response_mask.sum(1).max())
+                samples = samples.with_room(min(longest + 1, sampling.max_new_tokens))
         with clock.phase("score"):
             out = self.parts.policy.evaluate(samples)  # logprobs [B, R], states [B, R, H]
             with self.parts.policy.reference():
