@@ -93,7 +93,7 @@ def test_chunks_give_what_the_whole_gives(
     # A place after the end where sampling could have gone on, whoever else is in the rollout.
     room = [length + (after and length < LONGEST) for length in lengths]
     for size in (4, 3, 2, 1):
-        rollout, found, other = collected(context, lengths, size, score_at)
+        _, found, other = collected(context, lengths, size, score_at)
         assert other.places.sum(1).tolist() == room
         assert other.mask.sum(1).tolist() == lengths
         for x, y in (
