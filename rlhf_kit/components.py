@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -44,6 +44,14 @@ class Options(BaseModel):
     @classmethod
     def _over_defaults(cls, values: Any) -> Any:
         return over_defaults(cls, values) if isinstance(values, Mapping) else values
+
+    def binds(self) -> frozenset[str]:
+        """The keys that weights trained under these options are bound to.
+
+        Of a model or memory strategy: where one of them differs, the weights cannot be loaded, and
+        a recipe that tries is refused. All of them, unless a strategy says otherwise.
+        """
+        return frozenset(f.alias or n for n, f in type(self).model_fields.items())
 
     def idle(self) -> Mapping[str, str]:
         """The options that another option makes idle: key -> why nothing reads it.
@@ -128,17 +136,25 @@ def slots(seam: str, *, description: str) -> Any:
 
 
 def stage_ref(
-    produces: str, *, default: Any = ..., alias: str | None = None, description: str
+    produces: str,
+    *,
+    default: Any = ...,
+    alias: str | None = None,
+    loads_into: Literal["own", "its"] | None = None,
+    description: str,
 ) -> Any:
     """Declare an options field of type ``StageRef``: an earlier stage, or a folder of another run,
 
-    that holds an artifact of kind ``produces``.
+    that holds an artifact of kind ``produces``. ``loads_into`` says which memory its weights are
+    loaded into, so that what cannot be loaded is refused before anything runs: "own", that of the
+    stage that refers to it; "its", that of the stage that trained it (``context.memory(of=ref)``),
+    which for a folder is the recipe's; None: there are no weights.
     """
     return Field(
         default,
         alias=alias,
         description=description,
-        json_schema_extra={"produces": produces},
+        json_schema_extra={"produces": produces, "loads_into": loads_into},
     )
 
 

@@ -304,7 +304,7 @@ def test_other_weights_of_the_same_shape_are_another_backbone(
 
 
 def test_from_and_model_of_another_kind(toy_model: Path, other_model: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, toy_model, "lora", own_blocks(other_model))
+    path = write_recipe(tmp_path, toy_model, "full", own_blocks(other_model))
     with pytest.raises(RecipeError, match=r"reward_model\.from: sft trains another model than"):
         open_recipe(path, ["reward_model.from=sft"])
     same = own_blocks(toy_model)["model"]

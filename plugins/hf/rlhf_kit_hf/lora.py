@@ -23,8 +23,9 @@ from torch.nn import Embedding, Module, Parameter
 from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
-from rlhf_kit_hf.artifact import BACKBONE, write_note
+from rlhf_kit_hf.artifact import write_note
 from rlhf_kit_hf.layers import decoder_layers
+from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import LoraOptions
 from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
@@ -115,7 +116,7 @@ class LoraRole:
         )
         save_tensors(folder / WEIGHTS, tensors)
         self._model.peft_config[self._adapter].save_pretrained(str(folder))
-        write_note(folder, LoraMemory.name, **self._shape)
+        write_note(folder, LoraOptions.strategy, **self._shape)
 
 
 def _check_targets(model: PeftModel, wanted: str | list[str]) -> None:
@@ -157,24 +158,14 @@ def _trainable_kept(model: PeftModel) -> Iterator[None]:
 
 
 class LoraMemory(Strategy):
-    name = "lora"
+    _options: LoraOptions
 
     def __init__(self, options: LoraOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
-        self._options = options
         self._peft: PeftModel | None = None
 
     def shape(self) -> dict[str, Any]:
-        o = self._options
-        modules = o.target_modules
-        if not isinstance(modules, str):
-            modules = sorted(modules)
-        return {
-            BACKBONE: self.backbone,
-            "rank": o.rank,
-            "alpha": o.alpha,
-            "target_modules": modules,
-        }
+        return {BACKBONE: self.backbone, **super().shape()}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> LoraRole:
         config = LoraConfig(

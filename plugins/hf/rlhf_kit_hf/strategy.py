@@ -24,7 +24,6 @@ from rlhf_kit_hf.role import Role
 class Strategy:
     """Base of the strategies in this package; implements rlhf_kit.interfaces.Memory."""
 
-    name: ClassVar[str]
     computes: ClassVar[bool] = True  # False: the pretrained model is only copied from
 
     def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
@@ -34,7 +33,7 @@ class Strategy:
         if self.computes:
             self.model.to(self.device)
         self.tokenizer = context.tokenizer
-        self._source = source
+        self._options, self._source = options, source
         _check_head(self.model)
 
     @cached_property
@@ -49,7 +48,7 @@ class Strategy:
 
     def shape(self) -> dict[str, Any]:
         """What must agree between the run that wrote a folder and the one that reads it."""
-        return {}
+        return {key: getattr(self._options, key) for key in sorted(self._options.binds())}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
         """The one part that differs between strategies."""
@@ -57,7 +56,7 @@ class Strategy:
 
     def _role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
         if start is not None:
-            check_note(start, self.name, **self.shape())
+            check_note(start, self._options.strategy, **self.shape())
         return self.role(name, start, trainable=trainable)
 
     def policy(

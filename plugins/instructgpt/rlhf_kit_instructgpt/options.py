@@ -48,7 +48,11 @@ class SFTOptions(Options):
     """Supervised fine-tuning (arXiv:2203.02155, section 3.5 and app. C.1)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="policy to start from; null: pretrained"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="policy to start from; null: pretrained",
     )
     demonstrations: Part = slot(
         "data", use="demonstrations", description="prompts with written responses"
@@ -112,7 +116,11 @@ class CollectOptions(Options):
     """Sample K completions per prompt and have them ranked (arXiv:2203.02155, section 3.4)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="the policy that samples"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="the policy that samples",
     )
     prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     labeler: Part = slot("labeler", description="who ranks the completions")
@@ -131,7 +139,11 @@ class RewardModelOptions(Options):
     """Reward modelling (arXiv:2203.02155, section 3.5, equation 1, and app. C.2)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="the SFT policy to start from"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="the SFT policy to start from",
     )
     model: Part | None = slot(
         "model",
@@ -183,10 +195,13 @@ class PPOPtxOptions(Options):
     """PPO-ptx (arXiv:2203.02155, equation 2 and app. C.4)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="policy to start from"
+        "policy", loads_into="own", default=None, alias="from", description="policy to start from"
     )
     reference: StageRef | None = stage_ref(
-        "policy", default=None, description="frozen KL reference; null: the same as `from`"
+        "policy",
+        loads_into="own",
+        default=None,
+        description="frozen KL reference; null: the same as `from`",
     )
     prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     max_prompt_tokens: int | None = Field(
@@ -330,9 +345,12 @@ class EvaluateOptions(Options):
     """Compare a policy with the SFT model it came from, on held-out prompts."""
 
     sft: StageRef | None = stage_ref(
-        "policy", default=None, description="the baseline; null: the pretrained model"
+        "policy",
+        loads_into="own",
+        default=None,
+        description="the baseline; null: the pretrained model",
     )
-    ppo: StageRef = stage_ref("policy", description="the policy to judge")
+    ppo: StageRef = stage_ref("policy", loads_into="own", description="the policy to judge")
     prompts: Part = slot("data", use="prompts", description="prompts; the test split is used")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
@@ -358,7 +376,11 @@ class BestOfNOptions(Options):
     """Best-of-n against one or several proxy rewards (arXiv:2210.10760, section 3)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="the policy that samples"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="the policy that samples",
     )
     prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     split: Literal["train", "validation", "test"] = Field(

@@ -109,17 +109,9 @@ def rlhf_components() -> Iterable[Component]:
 
 @hookimpl
 def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
-    """Batch sizes that cannot be met, coefficients that cannot move, weights of another model."""
+    """Batch sizes that cannot be met, and coefficients that cannot move."""
     for stage in recipe.stages.values():
         o_, place = stage.part.options, f"{stage.part.where}: {stage.part.key}"
-        if isinstance(o_, o.RewardModelOptions) and o_.start is not None and o_.start.stage:
-            own, _ = recipe.backbone(stage.id)
-            other, _ = recipe.backbone(o_.start.stage)
-            if (own.component, own.options) != (other.component, other.options):
-                yield (
-                    f"{stage.part.key}.from: {o_.start} trains another model than this stage's "
-                    "own; remove one of `from` and `model`"
-                )
         if isinstance(o_, o.SFTOptions) and o_.pretraining is not None:
             texts = round(o_.batch_size * o_.pretraining_fraction)
             if not 0 < texts < o_.batch_size:
