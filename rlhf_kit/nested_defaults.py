@@ -40,7 +40,7 @@ def over_defaults(
     """
     result = dict(values)
     for name, field in model.model_fields.items():
-        key = field.alias if field.alias in values else name
+        key = field.alias if field.alias is not None and field.alias in values else name
         inner = getattr(default, name) if default is not None else block_default(field)
         if key in values:
             below = block_model(field)
