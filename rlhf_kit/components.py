@@ -18,9 +18,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    model_validator,
 )
 
-from rlhf_kit.errors import PluginError
+from rlhf_kit.errors import PluginError, did_you_mean
+from rlhf_kit.nested_defaults import over_defaults
 
 T = TypeVar("T")
 
@@ -49,6 +51,8 @@ class Options(BaseModel):
 
     An option is part of the identity of a result: a stage runs again when one changes. One that
     is not says so in its type, :data:`Execution` or :data:`Observation`.
+
+    A nested block is laid over the default of its field: what it does not write stays as it was.
     """
 
     model_config = ConfigDict(
@@ -61,6 +65,19 @@ class Options(BaseModel):
         allow_inf_nan=False,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, values: Any) -> Any:
+        return over_defaults(cls, values) if isinstance(values, Mapping) else values
+
+    def binds(self) -> frozenset[str]:
+        """The keys that weights trained under these options are bound to.
+
+        Of a model or memory strategy: where one of them differs, the weights cannot be loaded, and
+        a recipe that tries is refused. All of them, unless a strategy says otherwise.
+        """
+        return frozenset(f.alias or n for n, f in type(self).model_fields.items())
+
     def idle(self) -> Mapping[str, str]:
         """The options that another option makes idle: key -> why nothing reads it.
 
@@ -71,6 +88,13 @@ class Options(BaseModel):
         return {}
 
 
+NEEDS = {
+    "values": "an advantage estimator that reads values: a critic is built, trained and saved",
+    "positive_coefficient": "a controller that multiplies its coefficient, which 0 would stop",
+}
+"""What a component may need of the recipe around it: need -> who has it, and what follows."""
+
+
 @dataclass(frozen=True)
 class Component:
     """A named implementation of one seam.
@@ -78,6 +102,8 @@ class Component:
     ``target`` is "package.module:Attribute" and is imported only when a run builds the component.
     The attribute is called as ``target(options)``, or ``target(options, context)`` when it has a
     parameter named ``context`` (see :class:`rlhf_kit.interfaces.Context`).
+    ``needs`` are keys of :data:`NEEDS`: a recipe is checked against them, and a run builds what is
+    needed and nothing else.
     ``produces`` is set by stages only and names the kind of artifact in their folder ("policy",
     "reward_model", "comparisons", ...), so that a reference to the wrong kind is refused early.
     """
@@ -88,6 +114,14 @@ class Component:
     options: type[Options] = Options
     summary: str = ""
     produces: str = ""
+    needs: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for need in sorted(self.needs - NEEDS.keys()):
+            raise PluginError(
+                f"{self.seam} {self.name!r}: no need is called {need!r}"
+                f"{did_you_mean(need, list(NEEDS))}; known: {', '.join(NEEDS)}"
+            )
 
     def load(self) -> Any:
         """Import and return the target. Raises PluginError with the cause."""
@@ -127,17 +161,25 @@ def slots(seam: str, *, description: str) -> Any:
 
 
 def stage_ref(
-    produces: str, *, default: Any = ..., alias: str | None = None, description: str
+    produces: str,
+    *,
+    default: Any = ...,
+    alias: str | None = None,
+    loads_into: Literal["own", "its"] | None = None,
+    description: str,
 ) -> Any:
     """Declare an options field of type ``StageRef``: an earlier stage, or a folder of another run,
 
-    that holds an artifact of kind ``produces``.
+    that holds an artifact of kind ``produces``. ``loads_into`` says which memory its weights are
+    loaded into, so that what cannot be loaded is refused before anything runs: "own", that of the
+    stage that refers to it; "its", that of the stage that trained it (``context.memory(of=ref)``),
+    which for a folder is the recipe's; None: there are no weights.
     """
     return Field(
         default,
         alias=alias,
         description=description,
-        json_schema_extra={"produces": produces},
+        json_schema_extra={"produces": produces, "loads_into": loads_into},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from rlhf_kit.components import Options
+from rlhf_kit.nested_defaults import block_default, block_model
 from rlhf_kit.recipe.problems import key_of
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -19,17 +21,40 @@ _LENGTHS = {"min_length": "length >=", "max_length": "length <=", "multiple_of":
 
 
 def option_rows(options: type[Options]) -> list[dict[str, str]]:
-    """One row per option, in the order they are declared."""
-    return [
-        {
-            "key": key_of(name, field),
-            "type": _type(field),
-            "default": _default(field),
+    """One row per option, in the order they are declared.
+
+    The options of a nested block follow it as ``optimizer.learning_rate``, with the defaults that
+    hold there.
+    """
+    return list(_rows(options, "", None, ()))
+
+
+def _rows(
+    model: type[BaseModel], prefix: str, block: BaseModel | None, around: tuple[type, ...]
+) -> Iterator[dict[str, str]]:
+    """``block`` has the values that hold where nothing is written; None: the model's own."""
+    for name, field in model.model_fields.items():
+        key = prefix + key_of(name, field)
+        below = block_model(field)
+        opened = below is not None and below not in around  # a model may hold itself
+        inner = getattr(block, name) if block is not None else block_default(field)
+        yield {
+            "key": key,
+            "type": "block" if opened else _type(field),
+            "default": _block_default(field, inner) if opened else _default(field, block, inner),
             "range": _range(field),
             "description": " ".join((field.description or "").split()),
         }
-        for name, field in options.model_fields.items()
-    ]
+        if below is not None and opened:
+            start = inner if isinstance(inner, below) else None
+            yield from _rows(below, f"{key}.", start, (*around, model, below))
+
+
+def _block_default(field: FieldInfo, inner: Any) -> str:
+    """Of a block itself; its values stand in the rows below it."""
+    if inner is not None:
+        return ""
+    return "required" if field.is_required() else "null"
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
@@ -75,7 +100,10 @@ def _name(annotation: Any) -> str:
     )
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: FieldInfo, block: BaseModel | None, value: Any) -> str:
+    """``value`` is what ``block`` has there, if there is a block."""
+    if block is not None:
+        return _shown(value)
     extra = _extra(field)
     if "seam" in extra and field.default is PydanticUndefined and field.default_factory is None:
         if extra.get("use"):
@@ -84,7 +112,10 @@ def _default(field: FieldInfo) -> str:
         return "null" if nullable else "required"
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True, validated_data={})
+    return _shown(field.get_default(call_default_factory=True, validated_data={}))
+
+
+def _shown(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

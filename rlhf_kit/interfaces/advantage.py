@@ -10,7 +10,7 @@ from rlhf_kit.types import Advantages
 
 
 class AdvantageEstimator(Protocol):
-    needs_values: bool  # the loop asks this, never a name
+    """Gets values only where its component needs them (``needs={"values"}``), else None."""
 
     def __call__(
         self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor

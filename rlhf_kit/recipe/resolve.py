@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from rlhf_kit.components import Part
 from rlhf_kit.errors import PluginError, RlhfKitError
+from rlhf_kit.recipe.agreement import refuse_disagreement
 from rlhf_kit.recipe.blocks import Blocks, Scope
 from rlhf_kit.recipe.document import Document, Place, shown
 from rlhf_kit.recipe.problems import Problems
@@ -50,6 +51,8 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
         stages=stages,
         ambiguous=registry.ambiguous(),
     )
+    refuse_disagreement(recipe, problems)
+    problems.raise_if_any()
     _ask_plugins(recipe, document, registry)
     return recipe
 

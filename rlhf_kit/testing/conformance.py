@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -135,19 +135,18 @@ def _components(reward: CompositeReward, samples: Samples, whole: Tensor) -> Non
     )
 
 
-def check_advantage(estimator: AdvantageEstimator, *, seed: int = 0) -> None:
+def check_advantage(
+    estimator: AdvantageEstimator, *, needs: Collection[str] = (), seed: int = 0
+) -> None:
     """Check an advantage estimator: float32 [B, R], finite, zero in the padding.
 
     Padding (dirty or longer), the order of the rows and the numbers of the groups change nothing;
     inputs are not written to. The rewards come in groups of three responses to one prompt, the
-    members of a group apart from each other. Without ``needs_values`` it gets ``values=None``.
+    members of a group apart from each other. ``needs`` are its component's: without "values" it
+    gets ``values=None``, and with it other values must give something else.
     """
     name = named(estimator)
-    needs_values = getattr(estimator, "needs_values", None)
-    require(
-        isinstance(needs_values, bool),
-        f"{name}.needs_values should be True or False: PPO asks it whether to train a critic",
-    )
+    needs_values = "values" in needs
     generator = torch.Generator().manual_seed(seed)
     mask = clean_masks(9, 5, generator)
     rewards, values = torch.randn((2, 9, 5), generator=generator)
@@ -199,6 +198,13 @@ def check_advantage(estimator: AdvantageEstimator, *, seed: int = 0) -> None:
     agree((found[0][back], found[1][back]), what + hint)
     what = "other numbers for the same groups"
     agree(run(rewards, values, mask, 100 - 7 * group, what), what)
+    if needs_values:
+        other = run(rewards, values + 1.0, mask, group, "other values")[0]
+        require(
+            not torch.equal(other, whole[0]),
+            f'{name}: other values give the same advantages; take "values" out of its '
+            "component's needs, or a critic is trained for nothing",
+        )
 
 
 def check_normalizer(normalizer: Normalizer, *, seed: int = 0) -> None:
@@ -359,13 +365,20 @@ def check_labeler(labeler: Labeler, samples: Samples | None = None) -> None:
     )
 
 
-def check_kl_controller(controller: KLController) -> None:
+def check_kl_controller(controller: KLController, *, needs: Collection[str] = ()) -> None:
     """Check a KL controller: a finite coefficient that stays >= 0, and state that survives.
 
     ``coefficient`` can be set, as the stage does; more KL never lowers it below what less KL
-    gives; ``load_state_dict(state_dict())`` continues exactly.
+    gives; ``load_state_dict(state_dict())`` continues exactly. ``needs`` are its component's: one
+    that raises a coefficient but never one of 0 needs "positive_coefficient".
     """
     name = named(controller)
+    fresh = copy.deepcopy(controller.state_dict())
+    controller.coefficient = 0.0
+    for _ in range(50):
+        controller.update(1e3, 64)
+    stuck = controller.coefficient == 0
+    controller.load_state_dict(fresh)
     controller.coefficient = 0.05
     start = copy.deepcopy(controller.state_dict())
 
@@ -387,6 +400,11 @@ def check_kl_controller(controller: KLController) -> None:
     )
     low, high = after(*[0.0] * 50), after(*[1e3] * 50)
     require(high >= low, f"{name}: a large KL should not give a smaller coefficient than none")
+    require(
+        not (stuck and high > 0.05) or "positive_coefficient" in needs,
+        f"{name}: a coefficient of 0 stays 0 whatever the KL; declare "
+        'needs=frozenset({"positive_coefficient"}) on its component',
+    )
     once = after(20.0)
     state = copy.deepcopy(controller.state_dict())
     controller.update(3.0, 64)

@@ -129,6 +129,22 @@ class Samples:
             ),
         )
 
+    def with_room(self, width: int) -> Samples:
+        """With responses ``width`` columns wide at least; what is added is padding."""
+        more = max(width - self.response_tokens.shape[1], 0)
+
+        def wide(x: Tensor) -> Tensor:
+            return torch.cat([x, x.new_zeros((x.shape[0], more, *x.shape[2:]))], 1)
+
+        drawn = self.sampled_logprobs
+        return replace(
+            self,
+            response_tokens=wide(self.response_tokens),
+            response_mask=wide(self.response_mask),
+            trunk=None if self.trunk is None else wide(self.trunk),
+            sampled_logprobs=None if drawn is None else wide(drawn),
+        )
+
     @classmethod
     def join(cls, parts: Sequence[Samples]) -> Samples:
         """One batch of several, each padded to the widest of them."""

@@ -78,6 +78,10 @@ def test_plugin_lists_its_components_without_torch(module: str) -> None:
     assert check_plugin(f"{module}.plugin")
 
 
+def needed(component: Component) -> dict[str, Any]:
+    return {"needs": component.needs} if component.needs else {}
+
+
 @pytest.mark.parametrize(
     "component", [c for c in _OWN if c.seam in _CHECKS], ids=lambda c: f"{c.seam}-{c.name}"
 )
@@ -85,9 +89,9 @@ def test_plugin_lists_its_components_without_torch(module: str) -> None:
 def test_implementation(component: Component, seed: int) -> None:
     check = _CHECKS[component.seam]
     if component.seam in ("kl_controller", "ptx_controller"):
-        check(build(component))
+        check(build(component), **needed(component))
     else:
-        check(build(component), seed=seed)
+        check(build(component), seed=seed, **needed(component))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,8 @@ def test_implementation(component: Component, seed: int) -> None:
     [{"lam": 0.0}, {"discount": 0.9, "lam": 1.0}],
 )
 def test_gae_with_other_options(options: dict[str, Any]) -> None:
-    check_advantage(build(of("advantage", "gae"), **options))
+    gae = of("advantage", "gae")
+    check_advantage(build(gae, **options), needs=gae.needs)
 
 
 @pytest.mark.parametrize(

@@ -185,12 +185,8 @@ def test_preference_losses(total: Any, says: str) -> None:
 class BrokenGAE:
     """GAE with lambda 1 whose mistakes can be chosen."""
 
-    needs_values: Any = True
-
     def __init__(self, *mistakes: str) -> None:
         self.mistakes = mistakes
-        if "no needs_values" in mistakes:
-            self.needs_values = None
 
     def __call__(
         self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
@@ -202,6 +198,8 @@ class BrokenGAE:
             rewards, values = rewards.nan_to_num(), values.nan_to_num()
         if "in place" in self.mistakes:
             group += 1
+        if "no values" in self.mistakes:
+            values = torch.zeros_like(values)
         following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
         advantages = (rewards + following - values).flip(1).cumsum(1).flip(1)
         if "neighbours" in self.mistakes:
@@ -220,7 +218,7 @@ class BrokenGAE:
 
 
 def test_the_right_gae_passes() -> None:
-    check_advantage(BrokenGAE())
+    check_advantage(BrokenGAE(), needs={"values"})
 
 
 @pytest.mark.parametrize(
@@ -232,12 +230,17 @@ def test_the_right_gae_passes() -> None:
         ("in place", "wrote into its inputs"),
         ("dirty output", "should be 0 where mask is False"),
         ("double", "advantages should be float32, got torch.float64"),
-        ("no needs_values", "needs_values should be True or False"),
+        ("no values", "other values give the same advantages"),
     ],
 )
 def test_advantages(mistake: str, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
-        check_advantage(BrokenGAE(mistake))
+        check_advantage(BrokenGAE(mistake), needs={"values"})
+
+
+def test_an_estimator_that_reads_what_it_does_not_declare() -> None:
+    with pytest.raises(AssertionError, match="BrokenGAE raised AssertionError"):
+        check_advantage(BrokenGAE())
 
 
 def test_advantage_with_an_unmasked_carry() -> None:
@@ -251,9 +254,8 @@ def test_advantage_with_an_unmasked_carry() -> None:
         advantages = torch.stack(columns, 1)
         return Advantages(advantages, advantages)
 
-    unmasked.needs_values = False  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="mask the reward, the next value and what is carried"):
-        check_advantage(unmasked)  # type: ignore[arg-type]
+        check_advantage(unmasked)
 
 
 @pytest.mark.parametrize(

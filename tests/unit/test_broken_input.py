@@ -138,14 +138,14 @@ def test_two_plugins_with_one_name(
     broken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("one", "two"):
-        source = offering("advantage", "same")
+        source = offering("policy_loss", "same")
         site = write_distribution(tmp_path / name, f"{name}-package", **{f"{name}_mod": source})
         monkeypatch.syspath_prepend(str(site))
-    said = refused(broken(ppo={"advantage": {"use": "same"}}), 2)
+    said = refused(broken(ppo={"policy_loss": {"use": "same"}}), 2)
     assert said.endswith(
-        "2 packages offer an advantage 'same'; write one-package/same or two-package/same"
+        "2 packages offer a policy_loss 'same'; write one-package/same or two-package/same"
     )
-    path = broken(ppo={"advantage": {"use": "two-package/same"}})
+    path = broken(ppo={"policy_loss": {"use": "two-package/same"}})
     assert rlhf_kit("check", path).exit_code == 0
 
 
@@ -156,9 +156,9 @@ def test_a_component_that_cannot_be_imported(broken: Any, tmp_path: Path) -> Non
         "import rlhf_kit\n"
         "@rlhf_kit.hookimpl\n"
         "def rlhf_components():\n"
-        "    return [rlhf_kit.Component('advantage', 'mine', 'nowhere.at_all:Thing')]\n"
+        "    return [rlhf_kit.Component('policy_loss', 'mine', 'nowhere.at_all:Thing')]\n"
     )
-    path = broken(ppo={"advantage": {"use": "mine"}})
+    path = broken(ppo={"policy_loss": {"use": "mine"}})
     said = refused(path, 2, check=False, plugin=plugin)
     assert "cannot import nowhere.at_all:Thing: ModuleNotFoundError" in said
 

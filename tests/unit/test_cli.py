@@ -162,7 +162,8 @@ def test_plugins_show() -> None:
         "kl_coef": ("float", "0.02", ">= 0"),
         "steps": ("int", "10", ">= 1"),
         "schedule": ("constant or linear", "constant", ""),
-        "sampling": ("block of temperature", "{'temperature': 1.0}", ""),
+        "sampling": ("block", "", ""),
+        "sampling.temperature": ("float", "1.0", "> 0"),
         "size": ("int or text", "auto", ""),
     }
     lora = rlhf_kit("plugins", "show", "toy-package/toy-lora").stdout

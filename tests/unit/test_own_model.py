@@ -59,8 +59,8 @@ def write_recipe(
     path = write_toy_recipe(folder, model, memory, **overrides)
     values = yaml.safe_load(path.read_text())
     block = values["stages"]["reward_model"]
-    if "model" in own:
-        del block["from"]
+    if own:
+        del block["from"]  # the weights of another backbone
     block |= own
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
@@ -113,8 +113,8 @@ def test_a_stage_uses_its_own_blocks(toy_model: Path, other_model: Path, tmp_pat
     assert ppo.tokenizer_of(StageRef(stage="sft")) is ppo.tokenizer
     kinds = [type(m.model).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
     assert kinds == ["Qwen3ForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]
-    names = [m.name for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
-    assert names == ["full", "hydra", "full"]
+    names = [type(m).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
+    assert names == ["FullMemory", "HydraMemory", "FullMemory"]
 
 
 @pytest.mark.parametrize("key", ["model", "memory"])
@@ -124,8 +124,9 @@ def test_one_block_of_its_own_is_enough(
     own = {key: own_blocks(other_model, "lora")[key]}
     run = run_context(write_recipe(tmp_path, toy_model, "full", own))
     memory = StageContext(run, "reward_model").memory()
-    assert (type(memory.model).__name__, memory.name) == (  # type: ignore[attr-defined]
-        ("Qwen3ForCausalLM", "full") if key == "model" else ("LlamaForCausalLM", "lora")
+    names = (type(memory.model).__name__, type(memory).__name__)  # type: ignore[attr-defined]
+    assert names == (
+        ("Qwen3ForCausalLM", "FullMemory") if key == "model" else ("LlamaForCausalLM", "LoraMemory")
     )
 
 
@@ -304,7 +305,7 @@ def test_other_weights_of_the_same_shape_are_another_backbone(
 
 
 def test_from_and_model_of_another_kind(toy_model: Path, other_model: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, toy_model, "lora", own_blocks(other_model))
+    path = write_recipe(tmp_path, toy_model, "full", own_blocks(other_model))
     with pytest.raises(RecipeError, match=r"reward_model\.from: sft trains another model than"):
         open_recipe(path, ["reward_model.from=sft"])
     same = own_blocks(toy_model)["model"]

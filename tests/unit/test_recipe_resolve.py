@@ -455,9 +455,11 @@ def idle_problems(site: Path, block: str, *overrides: str) -> list[str]:
             ["r.yaml:8: stages.s.from: nothing reads it: init is not normal; remove it"],
         ),
         ("    rate: {schedule: cosine, end: 0.2}\n", []),
+        ("    rate: {end: 0.2}\n", []),  # the field's own default is cosine
+        ("    rate: {schedule: constant}\n", []),  # the end that it makes idle is not written
         (
-            "    rate:\n      end: 0.2\n",  # the block replaces the default one whole
-            ["r.yaml:8: stages.s.rate.end: nothing reads it: schedule is constant; remove it"],
+            "    rate:\n      schedule: constant\n      end: 0.2\n",
+            ["r.yaml:9: stages.s.rate.end: nothing reads it: schedule is constant; remove it"],
         ),
         (
             "    reward:\n      use: idle\n      init: probe\n      std: 2\n",
@@ -479,13 +481,14 @@ def test_values_of_the_command_line_count_as_written(site: Path) -> None:
     assert line.startswith("command line: stages.s.std: nothing reads it")
     (line,) = idle_problems(site, "    std: 2\n", "s.init=probe")
     assert line.startswith("r.yaml:7: stages.s.std: nothing reads it")
-    (line,) = idle_problems(site, "    init: normal\n", "s.rate.end=2")
+    (line,) = idle_problems(site, "    rate: {schedule: constant}\n", "s.rate.end=2")
     assert line.startswith("command line: stages.s.rate.end: nothing reads it")
 
 
 def test_a_filled_recipe_leaves_out_what_nothing_reads(site: Path) -> None:
     Path("idle.py").write_text(IDLE)
-    text = "model: toy-model\nmemory: toy-full\nstages: {s: {use: idle, init: probe, rate: {}}}\n"
+    text = "model: toy-model\nmemory: toy-full\nstages:\n"
+    text += "  s: {use: idle, init: probe, rate: {schedule: constant}}\n"
     loaded = load_only(site, Path("idle.py"))
     recipe = resolved(loaded, write(text))
     block = filled(recipe)["stages"]["s"]

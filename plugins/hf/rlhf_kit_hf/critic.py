@@ -32,6 +32,12 @@ class SeparateCritic:
         self._options, self._context = options, context
         self._model: TransformersRewardModel | None = None
         self._shares_trunk = True
+        start = options.start
+        if start is not None and reading(context.tokenizer) != reading(context.tokenizer_of(start)):
+            raise RecipeError(
+                f"value: the critic starts from {start}, whose tokenizer is not the policy's; "
+                "values are per token, so both must read the same tokens"
+            )
 
     def load(self, memory: Memory) -> None:
         start = self._options.start
@@ -40,11 +46,6 @@ class SeparateCritic:
             return
         own = self._context.memory(start)
         self._shares_trunk = own is memory
-        if reading(self._context.tokenizer) != reading(self._context.tokenizer_of(start)):
-            raise RecipeError(
-                f"value: the critic starts from {start}, whose tokenizer is not the policy's; "
-                "values are per token, so both must read the same tokens"
-            )
         self._model = own.reward_model(self._context.artifact(start))
 
     @property

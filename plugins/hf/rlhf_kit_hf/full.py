@@ -77,11 +77,10 @@ class FullRole:
             raise DataError(
                 f"{folder}: no space left on the disk; free some and run the same command again"
             ) from error
-        write_note(folder, FullMemory.name, **self._shape)
+        write_note(folder, FullOptions.strategy, **self._shape)
 
 
 class FullMemory(Strategy):
-    name = "full"
     computes = False
 
     def __init__(self, options: FullOptions, source: ModelSource, context: Context) -> None:
@@ -89,7 +88,7 @@ class FullMemory(Strategy):
 
     def shape(self) -> dict[str, Any]:
         """The weights come with the folder; which tokens they read does not."""
-        return {"tokenizer": reading(self.tokenizer)}
+        return {"tokenizer": reading(self.tokenizer), **super().shape()}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> FullRole:
         if start is None:

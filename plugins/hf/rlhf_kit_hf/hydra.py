@@ -21,8 +21,9 @@ from torch.nn import Module, ModuleList, Parameter
 from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
-from rlhf_kit_hf.artifact import BACKBONE, write_note
+from rlhf_kit_hf.artifact import write_note
 from rlhf_kit_hf.layers import layer_list
+from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import HydraOptions
 from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
@@ -146,19 +147,17 @@ class HydraRole:
 
     def save(self, folder: Path) -> None:
         save_tensors(folder / WEIGHTS, self._named_parameters())
-        write_note(folder, HydraMemory.name, **self._shape)
+        write_note(folder, HydraOptions.strategy, **self._shape)
 
 
 class HydraMemory(Strategy):
-    name = "hydra"
-
     def __init__(self, options: HydraOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
         self._trunk = Trunk(self.model, options.trainable_layers)
         self._probe()
 
     def shape(self) -> dict[str, Any]:
-        return {BACKBONE: self.backbone, "split": self._trunk.split}
+        return {BACKBONE: self.backbone, **super().shape()}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> HydraRole:
         role = HydraRole(self._trunk, self.shape(), trainable=trainable)

@@ -15,14 +15,17 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Embedding, Module, Parameter
 
 from rlhf_kit.engine.checkpoint import save_tensors
+from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
-from rlhf_kit_hf.artifact import BACKBONE, write_note
+from rlhf_kit_hf.artifact import write_note
 from rlhf_kit_hf.layers import decoder_layers
+from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import LoraOptions
 from rlhf_kit_hf.role import run_decoder
 from rlhf_kit_hf.strategy import Strategy
@@ -46,10 +49,17 @@ class LoraRole:
         for _, parameter in self._named_parameters():
             parameter.requires_grad_(trainable)
 
-    def _activate(self) -> Any:
-        with _trainable_kept(self._model):
-            self._model.set_adapter(self._adapter, inference_mode=True)
-        return self._model.get_base_model()
+    def _bound(self, module: Any) -> Any:
+        """``module`` of the shared model, computing with this role's adapter from now on.
+
+        Each forward binds anew, a recomputation in the backward pass too: between the two another
+        role may have answered. peft's own set_adapter also freezes what it switches off, here in
+        the middle of a backward pass; which adapter computes is this one attribute.
+        """
+        for layer in module.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer._active_adapter = [self._adapter]
+        return module
 
     def hidden(
         self,
@@ -58,7 +68,8 @@ class LoraRole:
         trunk: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        return run_decoder(self._activate().base_model, mask, positions, input_ids=tokens)
+        decoder = self._bound(self._model.get_base_model().base_model)
+        return run_decoder(decoder, mask, positions, input_ids=tokens)
 
     def encode(
         self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None
@@ -66,15 +77,27 @@ class LoraRole:
         return None
 
     def head(self, states: Tensor) -> Tensor:
-        return self._model.get_base_model().get_output_embeddings()(states)
+        return self._bound(self._model.get_base_model().get_output_embeddings())(states)
 
     @contextmanager
     def decoding(self) -> Iterator[Module]:
-        yield self._activate()
+        yield self._bound(self._model.get_base_model())
 
     def _named_parameters(self) -> Iterable[tuple[str, Parameter]]:
-        part = f".{self._adapter}."
-        return ((n, p) for n, p in self._model.named_parameters() if part in n and "lora_" in n)
+        """Of this adapter: a module per linear layer, and a bare parameter per embedding."""
+        for name, layer in self._model.named_modules():
+            if not isinstance(layer, BaseTunerLayer):
+                continue
+            for kind in layer.adapter_layer_names:
+                own = f"{name}.{kind}.{self._adapter}"
+                held = getattr(layer, kind)
+                if self._adapter not in held:
+                    continue
+                part = held[self._adapter]
+                if isinstance(part, Parameter):
+                    yield own, part
+                else:
+                    yield from ((f"{own}.{n}", p) for n, p in part.named_parameters())
 
     def parameters(self) -> Iterable[Parameter]:
         return (p for _, p in self._named_parameters()) if self._trainable else ()
@@ -93,7 +116,36 @@ class LoraRole:
         )
         save_tensors(folder / WEIGHTS, tensors)
         self._model.peft_config[self._adapter].save_pretrained(str(folder))
-        write_note(folder, LoraMemory.name, **self._shape)
+        write_note(folder, LoraOptions.strategy, **self._shape)
+
+
+def _check_targets(model: PeftModel, wanted: str | list[str]) -> None:
+    """Refuse a name that is no module's, which peft passes over where another one is.
+
+    And an embedding that is not looked up by what it is called with, such as OPT's positions: its
+    adapter would be.
+    """
+    tokens = model.get_base_model().get_input_embeddings()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    for target in () if isinstance(wanted, str) else wanted:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            raise _refused(f"the model has no module {target!r}")
+    for name, layer in layers.items():
+        base = layer.get_base_layer()
+        if layer is tokens:
+            continue
+        if isinstance(base, Embedding) and type(base).forward is not Embedding.forward:
+            raise _refused(
+                f"{name.rpartition('.')[2]} is a {type(base).__name__}, which is not "
+                "looked up by its own index"
+            )
+
+
+def _refused(cause: str) -> RecipeError:
+    return RecipeError(
+        f"memory.target_modules: {cause}; name linear layers, the head or the token embedding, or "
+        'write "all-linear"'
+    )
 
 
 @contextmanager
@@ -106,24 +158,14 @@ def _trainable_kept(model: PeftModel) -> Iterator[None]:
 
 
 class LoraMemory(Strategy):
-    name = "lora"
+    _options: LoraOptions
 
     def __init__(self, options: LoraOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
-        self._options = options
         self._peft: PeftModel | None = None
 
     def shape(self) -> dict[str, Any]:
-        o = self._options
-        modules = o.target_modules
-        if not isinstance(modules, str):
-            modules = sorted(modules)
-        return {
-            BACKBONE: self.backbone,
-            "rank": o.rank,
-            "alpha": o.alpha,
-            "target_modules": modules,
-        }
+        return {BACKBONE: self.backbone, **super().shape()}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> LoraRole:
         config = LoraConfig(
@@ -138,9 +180,13 @@ class LoraMemory(Strategy):
         # autocast_adapter_dtype=False: adapters keep the backbone's precision, since the optimizer
         # holds float32 masters; float32 adapters cost 38 % more activations.
         if self._peft is None:
-            self._peft = get_peft_model(
-                self.model, config, adapter_name=name, autocast_adapter_dtype=False
-            )
+            try:
+                self._peft = get_peft_model(
+                    self.model, config, adapter_name=name, autocast_adapter_dtype=False
+                )
+            except ValueError as error:  # a module of another kind, or none of that name
+                raise _refused(str(error).strip().partition("\n")[0]) from error
+            _check_targets(self._peft, self._options.target_modules)
         else:
             with _trainable_kept(self._peft):
                 self._peft.add_adapter(name, config, autocast_adapter_dtype=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -87,6 +87,8 @@ class GGUFOptions(ModelOptions):
 class MemoryOptions(Options):
     """Shared by all memory strategies."""
 
+    strategy: ClassVar[str]  # the component's name, and what its folders say
+
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="precision of the weights; auto: bfloat16 where the hardware is fast at it. "
@@ -98,13 +100,21 @@ class MemoryOptions(Options):
         description="cpu, cuda, cuda:1; auto: cuda if there is one",
     )
 
+    def binds(self) -> frozenset[str]:
+        """All but where and how precisely to compute."""
+        return super().binds() - {"dtype", "device"}
+
 
 class FullOptions(MemoryOptions):
     """Separate models for every role."""
 
+    strategy = "full"
+
 
 class HydraOptions(MemoryOptions):
     """One frozen trunk, a small branch per role."""
+
+    strategy = "hydra"
 
     trainable_layers: int = Field(
         6, ge=1, description="layers of each branch, counted from the top; the rest is the trunk"
@@ -114,6 +124,8 @@ class HydraOptions(MemoryOptions):
 class LoraOptions(MemoryOptions):
     """One frozen backbone, an adapter per role."""
 
+    strategy = "lora"
+
     rank: int = Field(16, ge=1, description="rank of the adapters")
     alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
     target_modules: str | list[str] = Field(
@@ -121,12 +133,18 @@ class LoraOptions(MemoryOptions):
         description='module names, or "all-linear" for every linear layer but the head',
     )
 
+    @field_validator("target_modules")
+    @classmethod
+    def _in_order(cls, names: str | list[str]) -> str | list[str]:
+        return names if isinstance(names, str) else sorted(set(names))
+
 
 class SeparateValueOptions(Options):
     """A critic with weights of its own."""
 
     start: StageRef | None = stage_ref(
         "reward_model",
+        loads_into="its",
         default=None,
         alias="from",
         description="the reward model to start from, as published (arXiv:2203.02155, app. C.4); "
@@ -138,5 +156,8 @@ class TrainedRewardOptions(Options):
     """A reward model that a stage trained."""
 
     start: StageRef = stage_ref(
-        "reward_model", alias="from", description="the reward_model stage, or a folder of one"
+        "reward_model",
+        loads_into="its",
+        alias="from",
+        description="the reward_model stage, or a folder of one",
     )

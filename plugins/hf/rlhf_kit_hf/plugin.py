@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from rlhf_kit import Component, hookimpl
+from rlhf_kit.recipe.agreement import loaded_refs
 from rlhf_kit_hf import options
+from rlhf_kit_hf.note import disagreement
 
 
 @hookimpl
@@ -27,21 +30,21 @@ def rlhf_components() -> Iterable[Component]:
     )
     yield Component(
         "memory",
-        "full",
+        options.FullOptions.strategy,
         f"{package}.full:FullMemory",
         options.FullOptions,
         "Separate models for every role, as published by InstructGPT.",
     )
     yield Component(
         "memory",
-        "hydra",
+        options.HydraOptions.strategy,
         f"{package}.hydra:HydraMemory",
         options.HydraOptions,
         "A frozen trunk shared by all roles, a branch of top layers for each.",
     )
     yield Component(
         "memory",
-        "lora",
+        options.LoraOptions.strategy,
         f"{package}.lora:LoraMemory",
         options.LoraOptions,
         "One frozen backbone, a LoRA adapter for each role.",
@@ -60,3 +63,20 @@ def rlhf_components() -> Iterable[Component]:
         options.TrainedRewardOptions,
         "The score of a reward model that an earlier stage trained.",
     )
+
+
+@hookimpl
+def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
+    """Folders of other runs that the memory strategy of this recipe cannot load."""
+    for stage in recipe.stages.values():
+        for loaded in loaded_refs(stage):
+            if loaded.ref.folder is None:
+                continue
+            _, memory = recipe.backbone(stage.id if loaded.own else None)
+            chosen = memory.options
+            if not isinstance(chosen, options.MemoryOptions):
+                continue
+            shape = {key: getattr(chosen, key) for key in sorted(chosen.binds())}
+            why = disagreement(loaded.ref.folder, chosen.strategy, shape)
+            if why is not None:
+                yield f"{'.'.join(loaded.place)}: {why}"

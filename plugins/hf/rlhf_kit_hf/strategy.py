@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from rlhf_kit.engine.precision import resolve_dtype
+from rlhf_kit.engine.precision import resolve_device, resolve_dtype
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit_hf.artifact import check_note
@@ -24,22 +24,16 @@ from rlhf_kit_hf.role import Role
 class Strategy:
     """Base of the strategies in this package; implements rlhf_kit.interfaces.Memory."""
 
-    name: ClassVar[str]
     computes: ClassVar[bool] = True  # False: the pretrained model is only copied from
 
     def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
-        device = options.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise RecipeError(f"memory.device: {device}, but torch sees no GPU; use cpu or auto")
-        self.device = torch.device(device)
-        self.dtype = resolve_dtype(options.dtype)
+        self.device = resolve_device(options.device)
+        self.dtype = resolve_dtype(options.dtype, self.device)
         self.model = source.load(self.dtype).requires_grad_(False)
         if self.computes:
             self.model.to(self.device)
         self.tokenizer = context.tokenizer
-        self._source = source
+        self._options, self._source = options, source
         _check_head(self.model)
 
     @cached_property
@@ -54,7 +48,7 @@ class Strategy:
 
     def shape(self) -> dict[str, Any]:
         """What must agree between the run that wrote a folder and the one that reads it."""
-        return {}
+        return {key: getattr(self._options, key) for key in sorted(self._options.binds())}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
         """The one part that differs between strategies."""
@@ -62,7 +56,7 @@ class Strategy:
 
     def _role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
         if start is not None:
-            check_note(start, self.name, **self.shape())
+            check_note(start, self._options.strategy, **self.shape())
         return self.role(name, start, trainable=trainable)
 
     def policy(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import KLController, Stateful
 from rlhf_kit_instructgpt.options import (
     AdaptiveKLOptions,
@@ -35,7 +36,10 @@ class FixedKL:
 
 
 class AdaptiveKL:
-    """``beta *= 1 + clip(KL / target - 1, -0.2, 0.2) n / horizon`` (arXiv:1909.08593, sec. 2.2)."""
+    """``beta *= 1 + clip(KL / target - 1, -0.2, 0.2) n / horizon`` (arXiv:1909.08593, sec. 2.2).
+
+    Never below ``least``: of 0, which a rollout of five horizons would make, nothing comes back.
+    """
 
     def __init__(self, options: AdaptiveKLOptions) -> None:
         self._options = options
@@ -43,8 +47,8 @@ class AdaptiveKL:
 
     def update(self, kl: float, samples: int) -> None:
         error = min(max(kl / self._options.target - 1.0, -0.2), 0.2)
-        # A rollout larger than the horizon must not turn the penalty into a reward.
-        self.coefficient *= max(0.0, 1.0 + error * samples / self._options.horizon)
+        factor = 1.0 + error * samples / self._options.horizon
+        self.coefficient = max(self.coefficient * factor, self._options.least)
 
     def state_dict(self) -> dict[str, Any]:
         return {"coefficient": self.coefficient}
@@ -123,7 +127,16 @@ class KLLimit:
         return "rollback" if self._action == "rollback" and self._good else "stop"
 
     def take_back(self, controller: KLController) -> None:
-        """Put the last weights within the bound back, and raise the coefficient."""
+        """Put the last weights within the bound back, and raise the coefficient.
+
+        Raises:
+            NumericsError: the coefficient is 0: the same rollout would come back for ever.
+        """
+        if controller.coefficient == 0:
+            raise NumericsError(
+                "kl_limit: the KL is over its bound and kl_coef is 0, which no factor raises; "
+                "start from a larger kl_coef, or set on_kl_limit: stop"
+            )
         for name, part in self._parts.items():
             part.load_state_dict(_on_cpu(self._good[name]))
         controller.coefficient *= self._factor

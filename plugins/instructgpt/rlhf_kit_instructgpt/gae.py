@@ -12,8 +12,6 @@ from rlhf_kit_instructgpt.options import GAEOptions
 class GAE:
     """Generalized advantage estimation, arXiv:1506.02438."""
 
-    needs_values = True
-
     def __init__(self, options: GAEOptions) -> None:
         self._options = options
 

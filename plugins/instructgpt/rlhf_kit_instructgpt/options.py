@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_kit import Execution, Observation, Options, Part, StageRef, slot, slots, stage_ref
 
@@ -48,7 +48,11 @@ class SFTOptions(Options):
     """Supervised fine-tuning (arXiv:2203.02155, section 3.5 and app. C.1)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="policy to start from; null: pretrained"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="policy to start from; null: pretrained",
     )
     demonstrations: Part = slot(
         "data", use="demonstrations", description="prompts with written responses"
@@ -112,7 +116,11 @@ class CollectOptions(Options):
     """Sample K completions per prompt and have them ranked (arXiv:2203.02155, section 3.4)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="the policy that samples"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="the policy that samples",
     )
     prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     labeler: Part = slot("labeler", description="who ranks the completions")
@@ -131,7 +139,11 @@ class RewardModelOptions(Options):
     """Reward modelling (arXiv:2203.02155, section 3.5, equation 1, and app. C.2)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="the SFT policy to start from"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="the SFT policy to start from",
     )
     model: Part | None = slot(
         "model",
@@ -183,10 +195,13 @@ class PPOPtxOptions(Options):
     """PPO-ptx (arXiv:2203.02155, equation 2 and app. C.4)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="policy to start from"
+        "policy", loads_into="own", default=None, alias="from", description="policy to start from"
     )
     reference: StageRef | None = stage_ref(
-        "policy", default=None, description="frozen KL reference; null: the same as `from`"
+        "policy",
+        loads_into="own",
+        default=None,
+        description="frozen KL reference; null: the same as `from`",
     )
     prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     max_prompt_tokens: int | None = Field(
@@ -302,12 +317,22 @@ class PPOPtxOptions(Options):
 
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
+        if "values" not in self.advantage.component.needs:
+            keys = ["value", "value_loss", "value_coef", "value_learning_rate"]
+            if self.value_normalizer is not None:  # null says the same again
+                keys.append("value_normalizer")
+            why = f"advantage {self.advantage.component.name!r} needs no values"
+            unread |= dict.fromkeys(keys, why)
         if self.pretraining is None:
             keys = ["ptx_controller", "ptx_loss", "ptx_per_episode", "ptx_length"]
             keys.append("ptx_micro_batch")
             if self.ptx_coef != 0:  # 0 says the same again
                 keys.append("ptx_coef")
             unread |= dict.fromkeys(keys, "pretraining is null; name the pretraining text")
+        elif self.ptx_coef == 0:
+            keys = ["pretraining", "ptx_controller", "ptx_loss", "ptx_per_episode", "ptx_length"]
+            keys.append("ptx_micro_batch")
+            unread |= dict.fromkeys(keys, "ptx_coef is 0; set a greater one")
         if self.missing_eos == "keep":
             why = 'missing_eos is "keep"; set missing_eos: replace or subtract'
             unread["missing_eos_value"] = why
@@ -324,9 +349,12 @@ class EvaluateOptions(Options):
     """Compare a policy with the SFT model it came from, on held-out prompts."""
 
     sft: StageRef | None = stage_ref(
-        "policy", default=None, description="the baseline; null: the pretrained model"
+        "policy",
+        loads_into="own",
+        default=None,
+        description="the baseline; null: the pretrained model",
     )
-    ppo: StageRef = stage_ref("policy", description="the policy to judge")
+    ppo: StageRef = stage_ref("policy", loads_into="own", description="the policy to judge")
     prompts: Part = slot("data", use="prompts", description="prompts; the test split is used")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
@@ -352,7 +380,11 @@ class BestOfNOptions(Options):
     """Best-of-n against one or several proxy rewards (arXiv:2210.10760, section 3)."""
 
     start: StageRef | None = stage_ref(
-        "policy", default=None, alias="from", description="the policy that samples"
+        "policy",
+        loads_into="own",
+        default=None,
+        alias="from",
+        description="the policy that samples",
     )
     prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     split: Literal["train", "validation", "test"] = Field(
@@ -433,6 +465,9 @@ class AdaptiveKLOptions(Options):
 
     target: float = Field(6.0, gt=0, description="KL per response to hold, in nats")
     horizon: float = Field(10_000.0, gt=0, description="episodes over which beta changes by 20 %")
+    least: float = Field(
+        1e-6, gt=0, description="smallest beta; not in the paper: from 0 none would come back"
+    )
 
 
 class FixedPtxOptions(Options):
@@ -451,6 +486,12 @@ class AdaptivePtxOptions(Options):
     )
     least: float = Field(1e-3, gt=0, description="smallest gamma")
     most: float = Field(1e3, gt=0, description="largest gamma")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least {self.least} is more than most {self.most}; swap them")
+        return self
 
 
 class ScriptedOptions(Options):

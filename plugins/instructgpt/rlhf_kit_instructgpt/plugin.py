@@ -50,7 +50,6 @@ _STAGES = (
 )
 
 _OTHERS = (
-    ("advantage", "gae", "gae:GAE", o.GAEOptions, "Generalized advantage estimation."),
     ("value", "linear", "value:LinearValue", o.LinearValueOptions, "Linear critic on states."),
     ("policy_loss", "ppo_clip", "losses:PPOClip", o.ClipOptions, "Clipped policy loss."),
     ("value_loss", "clipped_value", "losses:ClippedValue", o.ClipOptions, "Clipped value loss."),
@@ -64,13 +63,6 @@ _OTHERS = (
     ),
     ("preference_loss", "pairwise", "losses:Pairwise", o.PairwiseOptions, "K-way pairwise loss."),
     ("kl_controller", "fixed", "control:FixedKL", o.FixedKLOptions, "Constant KL coefficient."),
-    (
-        "kl_controller",
-        "adaptive",
-        "control:AdaptiveKL",
-        o.AdaptiveKLOptions,
-        "KL coefficient that steers towards a target.",
-    ),
     ("normalizer", "whiten", "normalizers:Whiten", o.WhitenOptions, "Unit variance per rollout."),
     (
         "normalizer",
@@ -97,21 +89,29 @@ def rlhf_components() -> Iterable[Component]:
         yield Component("stage", name, f"{_PACKAGE}.{target}", stage_options, summary, produces)
     for seam, name, target, options, summary in _OTHERS:
         yield Component(seam, name, f"{_PACKAGE}.{target}", options, summary)
+    yield Component(
+        "advantage",
+        "gae",
+        f"{_PACKAGE}.gae:GAE",
+        o.GAEOptions,
+        "Generalized advantage estimation.",
+        needs=frozenset({"values"}),
+    )
+    yield Component(
+        "kl_controller",
+        "adaptive",
+        f"{_PACKAGE}.control:AdaptiveKL",
+        o.AdaptiveKLOptions,
+        "KL coefficient that steers towards a target.",
+        needs=frozenset({"positive_coefficient"}),
+    )
 
 
 @hookimpl
 def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
-    """Batch sizes that cannot be met, and weights of another model."""
+    """Batch sizes that cannot be met, and coefficients that cannot move."""
     for stage in recipe.stages.values():
         o_, place = stage.part.options, f"{stage.part.where}: {stage.part.key}"
-        if isinstance(o_, o.RewardModelOptions) and o_.start is not None and o_.start.stage:
-            own, _ = recipe.backbone(stage.id)
-            other, _ = recipe.backbone(o_.start.stage)
-            if (own.component, own.options) != (other.component, other.options):
-                yield (
-                    f"{stage.part.key}.from: {o_.start} trains another model than this stage's "
-                    "own; remove one of `from` and `model`"
-                )
         if isinstance(o_, o.SFTOptions) and o_.pretraining is not None:
             texts = round(o_.batch_size * o_.pretraining_fraction)
             if not 0 < texts < o_.batch_size:
@@ -121,6 +121,7 @@ def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
                 )
         if not isinstance(o_, o.PPOPtxOptions):
             continue
+        yield from (f"{stage.part.key}.kl_coef: is 0, {why}" for why in _stuck_at_zero(o_))
         if o_.minibatch > o_.rollout_batch:
             yield (
                 f"{place}.minibatch: {o_.minibatch} is larger than rollout_batch {o_.rollout_batch}"
@@ -130,3 +131,20 @@ def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
                 f"{place}.rollout_batch: {o_.rollout_batch} responses cannot be divided by "
                 f"samples_per_prompt {o_.samples_per_prompt}"
             )
+
+
+def _stuck_at_zero(options: o.PPOPtxOptions) -> Iterable[str]:
+    """Why beta cannot begin at 0."""
+    if options.kl_coef > 0:
+        return
+    if options.kl_limit is not None and options.on_kl_limit == "rollback":
+        yield (
+            "and on_kl_limit: rollback multiplies it, so that the same rollout would be taken back "
+            "for ever; set one greater than 0, or on_kl_limit: stop"
+        )
+    controller = options.kl_controller.component
+    if "positive_coefficient" in controller.needs:
+        yield (
+            f"and kl_controller {controller.name!r} multiplies it; set one greater than 0, or "
+            "another kl_controller"
+        )

@@ -32,7 +32,7 @@ class PPOParts:
     """Each part is an interface, or None where the recipe has none."""
 
     policy: Policy
-    value: ValueHead
+    value: ValueHead | None  # None where the estimator needs no values
     reward: RewardFn
     advantage: AdvantageEstimator
     kl: KLController

@@ -39,7 +39,7 @@ class PPOPtx:
     def __init__(self, parts: PPOParts, options: PPOPtxOptions) -> None:
         self.parts, self.options = parts, options
         self.ppo = {"policy": Term(parts.policy_loss)}
-        if parts.advantage.needs_values:
+        if parts.value is not None:
             self.ppo["value"] = Term(
                 parts.value_loss, options.value_coef, lambda batch: batch.valued
             )
@@ -87,12 +87,17 @@ class PPOPtx:
         """Sample, and record everything that PPO later holds fixed."""
         with clock.phase("sample"):
             samples = self.parts.policy.generate(prompts, sampling)
+            if self.options.score_at == "after_end":
+                # The critic must see the place after the end of the longest row too, or it would
+                # depend on the rows beside it whether a row has one.
+                longest = int(samples.response_mask.sum(1).max())
+                samples = samples.with_room(min(longest + 1, sampling.max_new_tokens))
         with clock.phase("score"):
             out = self.parts.policy.evaluate(samples)  # logprobs [B, R], states [B, R, H]
             with self.parts.policy.reference():
                 reference = self.parts.policy.evaluate(samples)
             values = None  # [B, R]
-            if self.parts.advantage.needs_values:
+            if self.parts.value is not None:
                 values = self.parts.value(out.states, samples)
                 if self.parts.value_normalizer is not None:
                     values = self.parts.value_normalizer.denormalize(values)
@@ -146,7 +151,7 @@ class PPOPtx:
         inputs: dict[str, PolicyLossInputs | ValueLossInputs] = {
             "policy": PolicyLossInputs(out.logprobs, batch.logprobs, batch.advantages, batch.mask)
         }
-        if batch.values is not None:
+        if self.parts.value is not None and batch.values is not None:
             values = self.parts.value(out.states, batch.samples)
             inputs["value"] = ValueLossInputs(values, batch.values, batch.returns, batch.places)
         return inputs

@@ -15,7 +15,14 @@ from rlhf_kit.engine.optim import ParameterGroup, constant
 from rlhf_kit.engine.scoring import load_models, probe
 from rlhf_kit.engine.seeding import GeneratorState
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.interfaces import Context, InvertibleNormalizer, Policy, StageRun, Stateful
+from rlhf_kit.interfaces import (
+    Context,
+    InvertibleNormalizer,
+    Policy,
+    StageRun,
+    Stateful,
+    ValueHead,
+)
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.types import TextBatch
 from rlhf_kit_instructgpt.batches import (
@@ -36,7 +43,7 @@ from rlhf_kit_instructgpt.streams import PromptStream, TextStream
 GATE_PROMPTS = 8
 HELD_OUT_BLOCKS = 32
 
-_PARTS = ("advantage", "value", "policy_loss", "value_loss", "ptx_loss")
+_PARTS = ("advantage", "policy_loss", "value_loss", "ptx_loss")
 _NORMALIZERS = (
     "score_normalizer",
     "reward_normalizer",
@@ -54,6 +61,8 @@ class PPOPtxStage:
         self._reward = context.build(options.reward)
         probe(self._reward, self._rows)
         self._plain = {name: context.build(getattr(options, name)) for name in _PARTS}
+        needs_values = "values" in options.advantage.component.needs
+        self._value: ValueHead | None = context.build(options.value) if needs_values else None
         for name in _NORMALIZERS:
             block: Part | None = getattr(options, name)
             self._plain[name] = found = None if block is None else context.build(block)
@@ -72,7 +81,7 @@ class PPOPtxStage:
 
     def _texts(self) -> tuple[TextBatch | None, TextBatch | None]:
         o, tokenizer = self._options, self._context.tokenizer
-        if o.pretraining is None or o.ptx_coef == 0:
+        if o.pretraining is None:
             return None, None
         source = self._context.build(o.pretraining)
         blocks = text_blocks(source.split("train"), tokenizer, o.ptx_length)
@@ -85,11 +94,12 @@ class PPOPtxStage:
         o, context = self._options, self._context
         memory = context.memory()
         load_models(self._reward, memory)
-        load_models(self._plain["value"], memory)
+        load_models(self._value, memory)
         start = context.artifact(o.start)
         reference = start if o.reference is None else context.artifact(o.reference)
         policy = memory.policy(start, reference=reference)
-        self._plain["value"].attach(policy)
+        if self._value is not None:
+            self._value.attach(policy)
         if o.gate and not run.resumed:
             self._check(run, policy, same_reference=reference == start)
         parts = self._parts(run, policy)
@@ -105,17 +115,18 @@ class PPOPtxStage:
                 policy.save(run.folder)
         else:
             policy.save(run.folder)
-        parts.value.save(run.folder)
+        if parts.value is not None:
+            parts.value.save(run.folder)
         return summary
 
     def _parts(self, run: StageRun, policy: Policy) -> PPOParts:
-        o, value = self._options, self._plain["value"]
+        o, value = self._options, self._value
         parameters = list(policy.parameters())
-        groups = [
-            ParameterGroup(parameters, o.optimizer.learning_rate),
+        groups = [ParameterGroup(parameters, o.optimizer.learning_rate)]
+        if value is not None:
             # Fixed from the first step on: the warm-up of the paper is the policy's.
-            ParameterGroup(list(value.parameters()), o.value_learning_rate, constant()),
-        ]
+            critic = ParameterGroup(list(value.parameters()), o.value_learning_rate, constant())
+            groups.append(critic)
         steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
         optimizer = build_optimizer(groups, o.optimizer, steps)
         generator, pretraining = run.generator, None
@@ -127,6 +138,7 @@ class PPOPtxStage:
         restored = {name: part for name, part in taken_back.items() if isinstance(part, Stateful)}
         return PPOParts(
             policy=policy,
+            value=value,
             reward=self._reward,
             kl=self._kl,
             ptx=self._ptx,
@@ -158,7 +170,7 @@ class PPOPtxStage:
         before = copy.deepcopy({name: part.state_dict() for name, part in touched.items()})
         setup = Setup(
             policy,
-            self._plain["value"] if self._plain["advantage"].needs_values else None,
+            self._value,
             self._reward,
             tokenizer,
             policy.generate(prompts, sampling),

@@ -31,7 +31,7 @@ def rlhf_components() -> Iterable[Component]:
         "rlhf_kit_example.rloo:RLOO",
         options.RLOOOptions,
         "Leave-one-out baseline over the responses to a prompt, arXiv:2402.14740.",
-    )
+    )  # no needs={"values"}: PPO builds no critic for it
 
 
 @hookimpl

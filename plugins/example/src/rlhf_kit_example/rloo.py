@@ -17,8 +17,6 @@ class RLOO:
     so that all its tokens share A_i, and no critic is trained.
     """
 
-    needs_values = False
-
     def __init__(self, options: RLOOOptions) -> None:
         pass
 

@@ -1,0 +1,32 @@
+"""Reading the note beside saved weights. Torch-free, so that `check` can ask it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NOTE = "memory.json"
+BACKBONE = "backbone"  # the key of the frozen weights that the folder's weights were trained on
+
+
+def disagreement(folder: Path, strategy: str, details: Mapping[str, Any]) -> str | None:
+    """Why weights in ``folder`` cannot be loaded by a strategy of this shape; None: they can."""
+    path = folder / NOTE
+    if not path.is_file():
+        return f"{folder}: holds no trained weights ({NOTE} is missing)"
+    found = json.loads(path.read_text())
+    for key, value in {"strategy": strategy, **details}.items():
+        if found.get(key) == value:
+            continue
+        if key == BACKBONE:
+            return (
+                f"{folder}: was trained on the backbone {found.get(key) or 'unknown'!r}, and here "
+                f"is {value!r}; use the same model block, or train that stage again"
+            )
+        return (
+            f"{folder}: was written with memory {key} {found.get(key)!r}, the recipe has "
+            f"{value!r}; use the same memory block, or train that stage again"
+        )
+    return None

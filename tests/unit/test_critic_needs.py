@@ -1,0 +1,116 @@
+"""A critic is built where the estimator needs values, and nowhere else may it be set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rlhf_kit_instructgpt.plugin import rlhf_components
+from toy_runs import metrics, one_stage, run
+
+from rlhf_kit.components import NEEDS, Component
+from rlhf_kit.errors import PluginError, RecipeError
+from rlhf_kit.recipe import filled, open_recipe
+
+pytest.importorskip("rlhf_kit_example", reason="pip install -e plugins/example")
+
+WITHOUT = ("ppo.advantage=rloo", "ppo.samples_per_prompt=2")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("value_coef", "0.5"),
+        ("value_learning_rate", "1e-3"),
+        ("value_normalizer", "running"),
+        ("value", "linear"),
+        ("value", "{use: separate, from: reward_model}"),
+        ("value_loss", "{clip_range: 0.1}"),
+    ],
+)
+def test_refused_where_nothing_reads_it(
+    toy_recipe: Callable[..., Path], key: str, value: str
+) -> None:
+    path = toy_recipe("full")
+    drop(path, "value_learning_rate")
+    with pytest.raises(RecipeError) as caught:
+        open_recipe(path, [*WITHOUT, f"ppo.{key}={value}"])
+    assert str(caught.value) == (
+        f"command line: stages.ppo.{key}: nothing reads it: advantage 'rloo' needs no values; "
+        "remove it"
+    )
+    open_recipe(path, [f"ppo.{key}={value}"])
+
+
+def test_what_the_recipe_does_not_write_is_left_out(toy_recipe: Callable[..., Path]) -> None:
+    path = toy_recipe("full")
+    drop(path, "value_learning_rate")
+    recipe, _, _ = open_recipe(path, [*WITHOUT, "ppo.value_normalizer=null"])
+    written = filled(recipe)["stages"]["ppo"]
+    critic = {"value", "value_loss", "value_coef", "value_learning_rate"}
+    assert not critic & written.keys()
+    path.write_text(path.read_text())
+    recipe, _, _ = open_recipe(path)
+    assert critic <= filled(recipe)["stages"]["ppo"].keys()
+
+
+def test_no_critic_is_built_or_saved(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_kit_instructgpt.value import LinearValue
+
+    built: list[Any] = []
+    init = LinearValue.__init__
+
+    def counted(self: Any, options: Any) -> None:
+        built.append(self)
+        init(self, options)
+
+    monkeypatch.setattr(LinearValue, "__init__", counted)
+    recipe = one_stage(tmp_path / "project", toy_model, steps=2, pretraining=None)
+    drop(recipe, "value_learning_rate")
+    for key, overrides, count in (("without", WITHOUT, 0), ("with", (), 1)):
+        folder = run(recipe, tmp_path / key, *overrides)
+        assert len(built) == count
+        assert (folder / "value_head.safetensors").is_file() is bool(count)
+        assert ("value/loss" in metrics(tmp_path / key)[0]) is bool(count)
+
+
+def test_a_need_that_there_is_not() -> None:
+    with pytest.raises(PluginError, match="no need is called 'value'; did you mean 'values'"):
+        Component("advantage", "mine", "a:B", needs=frozenset({"value"}))
+
+
+def test_every_need_is_somebodys() -> None:
+    assert {need for c in rlhf_components() for need in c.needs} == set(NEEDS)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["ptx_length", "ptx_per_episode", "ptx_controller", "ptx_loss", "ptx_micro_batch"],
+)
+def test_a_mix_of_nothing(toy_recipe: Callable[..., Path], key: str) -> None:
+    """A brother: `ptx_coef: 0` leaves out the text that `pretraining` names."""
+    path = toy_recipe("full")
+    values = {"ptx_controller": "adaptive", "ptx_loss": "token_nll"}
+    drop(path, "ptx_length")
+    drop(path, "ptx_per_episode")
+    with pytest.raises(RecipeError) as caught:
+        open_recipe(path, ["ppo.ptx_coef=0", f"ppo.{key}={values.get(key, 32)}"])
+    lines = str(caught.value).splitlines()
+    assert {
+        line.partition(": nothing reads it: ptx_coef is 0")[0].split(": ")[1] for line in lines
+    } == {
+        "stages.ppo.pretraining",
+        f"stages.ppo.{key}",
+    }
+
+
+def drop(path: Path, key: str) -> None:
+    """Take the lines of one key out of a recipe."""
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().startswith(f"{key}:")]
+    assert len(kept) < len(lines)
+    path.write_text("".join(kept))
