@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
@@ -33,14 +35,11 @@ class PretrainedSource:
 
     def __init__(self, options: PretrainedOptions) -> None:
         self._options = options
-        self._common = {
-            "revision": options.revision,
-            "trust_remote_code": options.trust_remote_code,
-        }
 
-    def _call(self, loader: Any, **kwargs: Any) -> Any:
+    def _call(self, loader: Any, revision: str | None, **kwargs: Any) -> Any:
+        trust = {"trust_remote_code": self._options.trust_remote_code}
         try:
-            return loader.from_pretrained(self._options.name, **self._common, **kwargs)
+            return loader.from_pretrained(self._options.name, revision=revision, **trust, **kwargs)
         except (OSError, ValueError) as error:
             first = str(error).strip().partition("\n")[0]
             raise RecipeError(
@@ -48,22 +47,44 @@ class PretrainedSource:
                 "give a hub id, or a folder with config.json, a tokenizer and safetensors"
             ) from error
 
+    @cached_property
+    def _config(self) -> Any:
+        return self._call(AutoConfig, self._options.revision)
+
+    @property
+    def _commit(self) -> str | None:
+        """What the revision stands for now. Everything is loaded at that commit."""
+        found: str | None = getattr(self._config, "_commit_hash", None)
+        return found or self._options.revision
+
     def tokenizer(self) -> ChatTokenizer:
-        config = self._call(AutoConfig)
-        check_depth(config, self._options.layers)  # before any weights are loaded
-        return ChatTokenizer(self._call(AutoTokenizer), self._options, _context_length(config))
+        check_depth(self._config, self._options.layers)  # before any weights are loaded
+        tokenizer = self._call(AutoTokenizer, self._commit)
+        context = _context_length(self._config)
+        return ChatTokenizer(tokenizer, self._options, context, self._ends())
+
+    def _ends(self) -> list[int]:
+        """What the model's own configuration ends a response with."""
+        declared = [getattr(self._config.get_text_config(), "eos_token_id", None)]
+        # A model without a generation config has nothing to add.
+        with contextlib.suppress(OSError):
+            generation = GenerationConfig.from_pretrained(self._options.name, revision=self._commit)
+            declared.insert(0, generation.eos_token_id)
+        lists = (ids if isinstance(ids, list) else [ids] for ids in declared if ids is not None)
+        return list(dict.fromkeys(token for ids in lists for token in ids))
 
     def fingerprint(self) -> dict[str, Any]:
         folder = Path(self._options.name)
         if not folder.is_dir():
-            hub = {"name": self._options.name, "revision": self._options.revision}
-            return hub | _cut(self._options)
-        kinds = ("*.safetensors", "*.json", "*.jinja", "*.model")
-        files = sorted(path for kind in kinds for path in folder.glob(kind))
-        return {"files": {path.name: _hash(path) for path in files}} | _cut(self._options)
+            return {"name": self._options.name, "commit": self._commit} | _cut(self._options)
+        files = {path.relative_to(folder).as_posix(): path for path in _read_files(folder)}
+        hashes = {name: _hash(path) for name, path in sorted(files.items())}
+        return {"files": hashes} | _cut(self._options)
 
     def load(self, dtype: torch.dtype) -> Any:
-        model = self._call(AutoModelForCausalLM, dtype=dtype, use_safetensors=True).eval()
+        model = self._call(
+            AutoModelForCausalLM, self._commit, dtype=dtype, use_safetensors=True
+        ).eval()
         if self._options.layers is not None:
             keep_layers(model, self._options.layers)
         return model
@@ -100,6 +121,29 @@ def _cache() -> Path:
 
 def _cut(options: ModelOptions) -> dict[str, Any]:
     return {} if options.layers is None else {"layers": options.layers}
+
+
+# Weights in other forms than safetensors are never loaded.
+_NOT_READ = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf"} | {
+    f".{kind}" for kind in ("bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot")
+}
+
+
+def _read_files(folder: Path) -> Iterator[Path]:
+    """The files of a model folder that decide what it computes or how it reads text.
+
+    Below the folder itself those are code and templates; weights there belong to other things.
+    """
+    for path in folder.rglob("*"):
+        inner = path.relative_to(folder)
+        if any(part.startswith((".", "__pycache__")) for part in inner.parts):
+            continue
+        kept = path.suffix not in _NOT_READ if len(inner.parts) == 1 else path.suffix in _CODE
+        if kept and path.is_file():
+            yield path
+
+
+_CODE = {".py", ".jinja"}
 
 
 def _hash(path: Path) -> str:
