@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rlhf_kit_hf.options import PretrainedOptions
+from rlhf_kit_hf.tokenizer import ChatTokenizer
 from tokenizers import (
     AddedToken,
     Regex,
@@ -423,3 +425,23 @@ def write_published(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@cache
+def built(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a form; built once."""
+    return BY_NAME[name].build()
+
+
+def chat(name: str, **options: Any) -> ChatTokenizer:
+    """The kit's tokenizer of a form, with the generation config that it is published with."""
+    hf = built(name)
+    ends = hf.convert_tokens_to_ids(list(BY_NAME[name].generation_eos))
+    return ChatTokenizer(hf, PretrainedOptions(name="x", **options), CONTEXT, ends)
+
+
+def controls(name: str) -> set[int]:
+    """Ids that only a template, a beginning or an end may write."""
+    hf, turns = built(name), {"<｜User｜>", "<｜Assistant｜>"}
+    added = hf.added_tokens_decoder.items()
+    return {id for id, token in added if token.special or token.content in turns}

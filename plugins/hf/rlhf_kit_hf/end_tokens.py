@@ -35,9 +35,9 @@ def end_tokens(
         known = [token for token in declared if token in added.values()]
         for token in sorted(set(declared) - set(known)):
             warnings.warn(
-                f"model: its configuration ends responses with token {token}, "
-                f"{hf.convert_ids_to_tokens([token])[0]!r}, which is ordinary text to its "
-                "tokenizer; it is left out. If it is meant, name all of them in end_tokens",
+                f"model: its configuration ends responses with token {token}, which is "
+                f"{_named(hf, token)}; it is left out. If it is meant, name all that end one in "
+                "end_tokens",
                 stacklevel=2,
             )
         own = [token for token in (of_template, hf.eos_token_id) if token is not None]
@@ -49,6 +49,13 @@ def end_tokens(
             )
         first = chosen[0]
     return (first, *sorted(set(chosen) - {first}))
+
+
+def _named(hf: Any, token: int) -> str:
+    text = hf.convert_ids_to_tokens([token])[0]
+    if text is None:
+        return "not in its tokenizer"
+    return f"ordinary text to its tokenizer, {text!r}"
 
 
 def _id_of(hf: Any, name: int | str, added: Mapping[str, int]) -> int:

@@ -49,13 +49,13 @@ class TextEncoder:
             DataError: it also has the private characters that stand for control tokens here.
         """
         places = sorted(self._places(data))
+        if MARK in data or (places and any(ord(character) >= _FIRST_ALIAS for character in data)):
+            raise DataError(
+                f"{data[:60]!r}: holds private characters from U+100000 on, which stand for marks "
+                "and control tokens here; leave them out"
+            )
         if not places:
             return data
-        if any(ord(character) >= _FIRST_ALIAS for character in data):
-            raise DataError(
-                f"{data[:60]!r}: holds both a control token and private characters above U+100000; "
-                "leave one of them out"
-            )
         ends = [*places[1:], len(data)]
         return data[: places[0]] + "".join(
             MARK + data[begin:end] for begin, end in zip(places, ends, strict=True)

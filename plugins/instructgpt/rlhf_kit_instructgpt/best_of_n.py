@@ -97,7 +97,7 @@ class BestOfN:
             load_models(reward, memory)
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
         sampling = sampling_of(o.sampling, run.generator)
-        done, endings = _Scores(), Endings(run.say)
+        done, endings = _Scores(), Endings(run)
         state: dict[str, Stateful] = {"scores": done}
         parts = {"gold": self._gold, **self._proxies}
         state |= {f"reward {n}": p for n, p in parts.items() if isinstance(p, Stateful)}

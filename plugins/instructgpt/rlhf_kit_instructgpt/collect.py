@@ -55,7 +55,7 @@ class Collect:
         sampling = sampling_of(o.sampling, run.generator)
         size = max(1, o.sampling.batch_size // o.completions)
         chunks = [self._rows[i : i + size] for i in range(0, len(self._rows), size)]
-        done, endings = Rows(), Endings(run.say)
+        done, endings = Rows(), Endings(run)
         state: dict[str, Stateful] = {"rows": done}
         if isinstance(self._labeler, Stateful):
             state["labeler"] = self._labeler

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from rlhf_kit.interfaces import StageRun
 from rlhf_kit.types import Samples
 
 ENOUGH = 8  # answers from which it is told
@@ -15,12 +14,12 @@ class Endings:
     What is cut off at the limit is scored and learned from all the same, and nothing else tells.
 
     Args:
-        say: shows one line to the person watching.
+        run: shows the line.
         whose: answers, such as "of ppo".
     """
 
-    def __init__(self, say: Callable[[str], None], whose: str = "") -> None:
-        self._say, self._whose = say, whose
+    def __init__(self, run: StageRun, whose: str = "") -> None:
+        self._run, self._whose = run, whose
         self._seen, self._settled = 0, False
 
     def see(self, samples: Samples) -> None:
@@ -33,7 +32,7 @@ class Endings:
             return
         self._settled = True
         whose = f" {self._whose}" if self._whose else ""
-        self._say(
+        self._run.say(
             f"warning: none of the first {self._seen} answers{whose} ended within "
             f"{samples.response_tokens.shape[1]} tokens; all were cut off there. Raise "
             "sampling.max_new_tokens, or name the tokens that this model ends its answers with in "

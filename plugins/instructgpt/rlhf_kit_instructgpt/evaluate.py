@@ -92,7 +92,7 @@ class Evaluate:
     def _judge(self, policy: Policy, run: StageRun, whose: str) -> Judged:
         o = self._options
         sampling = sampling_of(o.sampling, run.generator)
-        endings = Endings(run.say, whose)
+        endings = Endings(run, whose)
         size = max(1, o.sampling.batch_size // o.samples_per_prompt)
         found: list[tuple[Samples, Tensor, Tensor | None, Tensor]] = []
         for begin in range(0, len(self._rows), size):

@@ -50,7 +50,7 @@ class PPOPtx:
         """Train; returns how many rollouts came before the one that ended it, if one did."""
         o, parts = self.options, self.parts
         sampling = sampling_of(o.sampling, run.generator)
-        endings = Endings(run.say)
+        endings = Endings(run)
         for step in run.steps(o.steps, parts.state()):
             clock = Clock()
             extra = self.steer_ptx(step, clock)

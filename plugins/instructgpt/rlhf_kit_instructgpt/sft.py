@@ -77,7 +77,7 @@ class SFT:
         memory = self._context.memory()
         if self._reward is not None:
             load_models(self._reward, memory)
-        self._endings = Endings(run.say)
+        self._endings = Endings(run)
         policy = memory.policy(self._context.artifact(o.start), residual_dropout=o.residual_dropout)
         per_epoch = math.ceil(len(self._train) / self._size)
         total = per_epoch * o.epochs
