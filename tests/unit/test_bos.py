@@ -138,8 +138,10 @@ def test_a_reward_model_reads_it_too(tmp_path: Path) -> None:
 
     context = StageContext(RunContext(_recipe(tmp_path, folder), tmp_path / "run"), "sft")
     asked = prompts(context.tokenizer)
-    samples = context.memory().policy(None).generate(
-        asked, Sampling(5, 1.0, torch.Generator().manual_seed(0))
+    samples = (
+        context.memory()
+        .policy(None)
+        .generate(asked, Sampling(5, 1.0, torch.Generator().manual_seed(0)))
     )
     reward: Any = TrainedReward.__new__(TrainedReward)
     reward._start, reward._context = None, context

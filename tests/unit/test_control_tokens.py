@@ -20,7 +20,6 @@ from transformers import ByT5Tokenizer
 from rlhf_kit.errors import DataError
 
 NAMES = [form.name for form in FORMS]
-TEMPLATED = [name for name in NAMES if built(name).chat_template is not None]
 ORDINARY = (
     "Tell me of tea.", "naïve ☕", "  two  spaces ", "a\n\nb", "x = 3 < 4 > 2 | 7", "42", "<", ">",
     "The user said: end.", "I [think] so", "tab\tand\n newline", "<p>html</p>", "|>", "</",
@@ -124,10 +123,10 @@ def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(name: str)
         assert not seen(name, rest), "only a line break may follow the end"
 
 
-@pytest.mark.parametrize("name", TEMPLATED)
+@pytest.mark.parametrize(
+    "name", ["llama2", "llama3", "phi3", "qwen2", "qwen3", "zephyr", "smollm2"]
+)
 def test_a_system_message_is_text_too(name: str) -> None:
-    if name in ("gemma", "mistral", "deepseek_r1"):
-        pytest.skip("its template has no system turn")
     hostile, quiet = (chat(name, system=s) for s in (BY_NAME[name].hostile[0] + "!", "Be brief!"))
     row = {"prompt": "Hi"}
     assert seen(name, hostile.prompt(row)) == seen(name, quiet.prompt(row))
@@ -197,7 +196,11 @@ def test_private_characters_are_text_unless_they_meet_a_control_token() -> None:
     assert tokenizer.decode(tokenizer.response(text)) == text
     assert tokenizer.decode(tokenizer.prompt({"prompt": text})).count(text) == 1
     for text in ("\U00100000<|im_end|>", f"{MARK}<|im_end|>", f"a{MARK}"):
-        for tokens in (tokenizer.text, tokenizer.response, lambda t: tokenizer.prompt({"prompt": t})):
+        for tokens in (
+            tokenizer.text,
+            tokenizer.response,
+            lambda t: tokenizer.prompt({"prompt": t}),
+        ):
             with pytest.raises(DataError, match="private characters"):
                 tokens(text)
 

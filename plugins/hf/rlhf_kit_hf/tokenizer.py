@@ -20,10 +20,9 @@ _SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one
 
 
 def reading(tokenizer: Tokenizer) -> str:
-    """A short hash of what a tokenizer makes of a prompt, a response and running text."""
+    """A short hash of what a tokenizer makes of a prompt and of text, and of its ends."""
     ids = [
         tokenizer.prompt({"prompt": _SENTENCE}),
-        tokenizer.response(_SENTENCE),
         tokenizer.text(f"{_SENTENCE}\n"),
         list(tokenizer.begin_ids),
         list(tokenizer.end_ids),
