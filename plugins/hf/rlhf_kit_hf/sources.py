@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import cached_file
 
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
@@ -35,37 +36,49 @@ class PretrainedSource:
 
     def __init__(self, options: PretrainedOptions) -> None:
         self._options = options
+        self._trust = {"trust_remote_code": options.trust_remote_code}
 
-    def _call(self, loader: Any, revision: str | None, **kwargs: Any) -> Any:
-        trust = {"trust_remote_code": self._options.trust_remote_code}
+    def _call(self, loader: Any, **kwargs: Any) -> Any:
         try:
-            return loader.from_pretrained(self._options.name, revision=revision, **trust, **kwargs)
+            return loader(self._options.name, revision=self._commit, **kwargs)
         except (OSError, ValueError) as error:
-            first = str(error).strip().partition("\n")[0]
-            raise RecipeError(
-                f"model.name: cannot load {self._options.name!r}: {first}; "
-                "give a hub id, or a folder with config.json, a tokenizer and safetensors"
-            ) from error
+            raise self._cannot_load(error) from error
+
+    def _cannot_load(self, error: Exception) -> RecipeError:
+        first = str(error).strip().partition("\n")[0]
+        return RecipeError(
+            f"model.name: cannot load {self._options.name!r}: {first}; "
+            "give a hub id, or a folder with config.json, a tokenizer and safetensors"
+        )
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """What the revision of a hub id stands for now: everything is loaded at that commit."""
+        name, revision = self._options.name, self._options.revision
+        if Path(name).is_dir():
+            return None
+        try:
+            path = cached_file(name, "config.json", revision=revision)
+        except (OSError, ValueError) as error:
+            raise self._cannot_load(error) from error
+        folder = Path(str(path)).parent
+        # The cache of the hub has a folder for each commit.
+        return folder.name if folder.parent.name == "snapshots" else revision
 
     @cached_property
     def _config(self) -> Any:
-        return self._call(AutoConfig, self._options.revision)
-
-    @property
-    def _commit(self) -> str | None:
-        """What the revision stands for now. Everything is loaded at that commit."""
-        found: str | None = getattr(self._config, "_commit_hash", None)
-        return found or self._options.revision
+        return self._call(AutoConfig.from_pretrained, **self._trust)
 
     def tokenizer(self) -> ChatTokenizer:
         check_depth(self._config, self._options.layers)  # before any weights are loaded
-        tokenizer = self._call(AutoTokenizer, self._commit)
+        tokenizer = self._call(AutoTokenizer.from_pretrained, **self._trust)
         context = _context_length(self._config)
         return ChatTokenizer(tokenizer, self._options, context, self._ends())
 
     def _ends(self) -> list[int]:
         """What the model's own configuration ends a response with."""
-        declared = [getattr(self._config.get_text_config(), "eos_token_id", None)]
+        configs = self._config, self._config.get_text_config()
+        declared = [getattr(config, "eos_token_id", None) for config in configs]
         # A model without a generation config has nothing to add.
         with contextlib.suppress(OSError):
             generation = GenerationConfig.from_pretrained(self._options.name, revision=self._commit)
@@ -83,7 +96,7 @@ class PretrainedSource:
 
     def load(self, dtype: torch.dtype) -> Any:
         model = self._call(
-            AutoModelForCausalLM, self._commit, dtype=dtype, use_safetensors=True
+            AutoModelForCausalLM.from_pretrained, dtype=dtype, use_safetensors=True, **self._trust
         ).eval()
         if self._options.layers is not None:
             keep_layers(model, self._options.layers)
@@ -128,6 +141,8 @@ _NOT_READ = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf"} | 
     f".{kind}" for kind in ("bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot")
 }
 
+_CODE = {".py", ".jinja"}
+
 
 def _read_files(folder: Path) -> Iterator[Path]:
     """The files of a model folder that decide what it computes or how it reads text.
@@ -141,9 +156,6 @@ def _read_files(folder: Path) -> Iterator[Path]:
         kept = path.suffix not in _NOT_READ if len(inner.parts) == 1 else path.suffix in _CODE
         if kept and path.is_file():
             yield path
-
-
-_CODE = {".py", ".jinja"}
 
 
 def _hash(path: Path) -> str:
