@@ -139,7 +139,7 @@ def test_what_opens_every_turn_is_no_such_tag(name: str) -> None:
 
 def test_the_warning_is_seen_on_the_command_line_once(tmp_path: Path) -> None:
     model = write_published("deepseek_r1", tmp_path / "model")
-    recipe = one_stage(tmp_path / "project", model, "sft", epochs=1)
+    recipe = one_stage(tmp_path / "project", model, "sft", "full", epochs=1)
     done = subprocess.run(
         [*COMMAND, "run", str(recipe), "--out", str(tmp_path / "run")],
         env=environment(), capture_output=True, text=True, check=False,
