@@ -121,8 +121,14 @@ class TextEncoder:
             )
         aliases = {name: chr(_FIRST_ALIAS + i) for i, name in enumerate(self._controls)}
         core = _renamed(self._hf.backend_tokenizer, aliases)
-        back = {core.token_to_id(alias): self._controls[name] for name, alias in aliases.items()}
+        back = {_id(core, alias): self._controls[name] for name, alias in aliases.items()}
         return core, aliases, back
+
+
+def _id(core: Core, token: str) -> int:
+    found = core.token_to_id(token)
+    assert found is not None  # it was added a moment ago
+    return found
 
 
 def _renamed(core: Core, aliases: Mapping[str, str]) -> Core:

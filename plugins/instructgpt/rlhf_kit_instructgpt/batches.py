@@ -108,7 +108,8 @@ def text_blocks(rows: Sequence[Row], tokenizer: Tokenizer, length: int) -> TextB
 
 
 def _blocks(stream: list[int], begin: list[int], length: int) -> list[list[int]]:
-    blocks, place = [], 0
+    blocks: list[list[int]] = []
+    place = 0
     while True:
         # Where the separator is what a sequence begins with, it need not be written twice.
         prefix = [] if stream[place : place + len(begin)] == begin else begin
