@@ -17,10 +17,18 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def response_mask(tokens: Tensor, stop: int) -> Tensor:
-    """[B, R] tokens -> [B, R] bool: True up to and including the first ``stop`` of each row."""
-    stops = tokens == stop
-    return (stops.cumsum(1) - stops.long()) == 0
+def is_any(tokens: Tensor, ids: Sequence[int]) -> Tensor:
+    """Tokens of any shape -> bool of that shape: True where a token is one of ``ids``."""
+    found = tokens == ids[0]
+    for token in ids[1:]:
+        found = found | (tokens == token)
+    return found
+
+
+def response_mask(tokens: Tensor, stops: Sequence[int]) -> Tensor:
+    """[B, R] tokens -> [B, R] bool: True up to and including the first of ``stops`` in a row."""
+    ended = is_any(tokens, stops)
+    return (ended.cumsum(1) - ended.long()) == 0
 
 
 def with_place_after_end(mask: Tensor) -> Tensor:

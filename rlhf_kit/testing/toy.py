@@ -91,7 +91,7 @@ class TabularPolicy:
         return self._samples(prompts, tokens, temperature)
 
     def _samples(self, prompts: Prompts, tokens: Tensor, temperature: float) -> Samples:
-        mask = response_mask(tokens, self.eos)
+        mask = response_mask(tokens, (self.eos,))
         finished = (tokens.eq(self.eos) & mask).any(1)
         return Samples(prompts, tokens, mask, finished, temperature, decode=self.decode)
 

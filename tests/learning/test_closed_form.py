@@ -77,7 +77,7 @@ def trained(folder: Path, model: Path, memory: str, length: int, seed: int) -> A
     }
     values = {
         "seed": seed,
-        "model": {"use": "pretrained", "name": str(model)},
+        "model": {"use": "pretrained", "name": str(model), "end_tokens": ["."]},
         "memory": strategy,
         "data": {"prompts": {"use": "prompts", "path": "prompts.jsonl"}},
         "stages": {"ppo": stage},

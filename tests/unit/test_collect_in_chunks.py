@@ -103,7 +103,9 @@ def test_full_weights_are_refused_where_the_tokens_are_others(
 class Shifted:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.eos_id = tokenizer.eos_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
     def text(self, text: str) -> list[int]:
         return [token + 1 for token in self._tokenizer.text(text)]

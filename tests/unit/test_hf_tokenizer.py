@@ -85,7 +85,7 @@ def test_context_length(toy_model: Path) -> None:
 
 def test_no_end_token_is_refused(toy_model: Path) -> None:
     plain = toy_tokenizer()
-    plain.eos_token = None
+    plain.eos_token = plain.chat_template = None
     with pytest.raises(RecipeError, match="no end-of-sequence token"):
         ChatTokenizer(plain, PretrainedOptions(name="x"), None)
 

@@ -48,7 +48,7 @@ def test_position_ids_count_valid_tokens() -> None:
 
 def test_response_mask_stops_at_the_first_stop() -> None:
     tokens = torch.tensor([[5, 9, 7, 9], [9, 9, 9, 9], [1, 2, 3, 4]])
-    assert response_mask(tokens, 9).tolist() == [
+    assert response_mask(tokens, (9,)).tolist() == [
         [True, True, False, False],
         [True, False, False, False],
         [True, True, True, True],

@@ -33,7 +33,7 @@ from rlhf_kit.types import Advantages, Rollout, Samples
 class Tokenizer:
     """A prompt is its own number."""
 
-    eos_id, pad_id, max_length = 2, 2, 64
+    eos_id, end_ids, begin_ids, separator_id, pad_id, max_length = 2, (2,), (), 2, 2, 64
 
     def prompt(self, row: Mapping[str, Any]) -> list[int]:
         return [int(row["prompt"]) % 2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import Module
 from transformers import DynamicCache
 
 from rlhf_kit.ops.logprobs import sample_tokens
-from rlhf_kit.ops.sequence import position_ids, response_mask
+from rlhf_kit.ops.sequence import is_any, position_ids, response_mask
 from rlhf_kit.types import Prompts, Samples, Sampling
 from rlhf_kit_hf.role import Role
 
@@ -23,12 +23,15 @@ def decode(
     prompts: Prompts,
     sampling: Sampling,
     *,
-    eos: int,
+    ends: Sequence[int],
     pad: int,
     to_text: Callable[[list[int]], str],
     max_length: int,
 ) -> Samples:
-    """Sample one response per prompt from softmax(logits / temperature), nothing cut off."""
+    """Sample one response per prompt from softmax(logits / temperature), nothing cut off.
+
+    A response is over with the first of ``ends`` in it.
+    """
     batch, width = prompts.tokens.shape
     total = width + sampling.max_new_tokens
     if total > max_length:
@@ -53,18 +56,18 @@ def decode(
             )
             logprobs.append(chances)
             tokens[:, end] = torch.where(done, pad, chosen)
-            done |= chosen == eos
+            done |= is_any(chosen, ends)
             begin, end = end, end + 1
         if role.boundary is not None:
             # The last token chose nothing, but a reward model reads the state it leads to.
             _step(model, tokens, mask, positions, begin, end, cache)
     responses = tokens[:, width:end]
-    valid = response_mask(responses, eos)
+    valid = response_mask(responses, ends)
     return Samples(
         prompts,
         torch.where(valid, responses, pad),
         valid,
-        finished=(responses.eq(eos) & valid).any(1),
+        finished=(is_any(responses, ends) & valid).any(1),
         temperature=sampling.temperature,
         decode=to_text,
         trunk=torch.cat(trunk, 1) if trunk else None,

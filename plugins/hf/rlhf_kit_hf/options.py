@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from rlhf_kit import Execution, Options, RecipePath, StageRef, in_recipe, stage_ref
+
+_OWN_ARGUMENTS = (
+    "conversation",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "sanitize_control_tokens",
+    "tokenizer_kwargs",
+)
 
 
 class TextOptions(Options):
@@ -20,6 +37,28 @@ class TextOptions(Options):
     chat_template: RecipePath | None = Field(
         None, description="Jinja file that replaces the tokenizer's chat template"
     )
+
+    template_arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="passed on to the chat template, such as {enable_thinking: false} or tools",
+    )
+    template_date: datetime.date | None = Field(
+        None, description="what a chat template that writes today's date takes for today"
+    )
+    end_tokens: list[Annotated[int, Field(strict=True)] | str] | None = Field(
+        None,
+        min_length=1,
+        description="tokens that end a response, by text or id; null: all that the generation "
+        "config, the config, the tokenizer and the chat template end one with",
+    )
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _left_to_us(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted({"messages", *_OWN_ARGUMENTS} & arguments.keys())
+        if taken:
+            raise ValueError(f"{', '.join(taken)}: set by the kit; leave it out")
+        return arguments
 
     @field_validator("chat_template")
     @classmethod

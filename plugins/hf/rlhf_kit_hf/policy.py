@@ -46,7 +46,7 @@ class TransformersPolicy:
             self._active,
             on_device,
             sampling,
-            eos=self._tokenizer.eos_id,
+            ends=self._tokenizer.end_ids,
             pad=self._tokenizer.pad_id,
             to_text=self._tokenizer.decode,
             max_length=self._tokenizer.max_length,

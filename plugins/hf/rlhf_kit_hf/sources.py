@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import cached_file
 
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
@@ -33,37 +36,68 @@ class PretrainedSource:
 
     def __init__(self, options: PretrainedOptions) -> None:
         self._options = options
-        self._common = {
-            "revision": options.revision,
-            "trust_remote_code": options.trust_remote_code,
-        }
+        self._trust = {"trust_remote_code": options.trust_remote_code}
 
     def _call(self, loader: Any, **kwargs: Any) -> Any:
         try:
-            return loader.from_pretrained(self._options.name, **self._common, **kwargs)
+            return loader(self._options.name, revision=self._commit, **kwargs)
         except (OSError, ValueError) as error:
-            first = str(error).strip().partition("\n")[0]
-            raise RecipeError(
-                f"model.name: cannot load {self._options.name!r}: {first}; "
-                "give a hub id, or a folder with config.json, a tokenizer and safetensors"
-            ) from error
+            raise self._cannot_load(error) from error
+
+    def _cannot_load(self, error: Exception) -> RecipeError:
+        first = str(error).strip().partition("\n")[0]
+        return RecipeError(
+            f"model.name: cannot load {self._options.name!r}: {first}; "
+            "give a hub id, or a folder with config.json, a tokenizer and safetensors"
+        )
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """What the revision of a hub id stands for now: everything is loaded at that commit."""
+        name, revision = self._options.name, self._options.revision
+        if Path(name).is_dir():
+            return None
+        try:
+            path = cached_file(name, "config.json", revision=revision)
+        except (OSError, ValueError) as error:
+            raise self._cannot_load(error) from error
+        folder = Path(str(path)).parent
+        # The cache of the hub has a folder for each commit.
+        return folder.name if folder.parent.name == "snapshots" else revision
+
+    @cached_property
+    def _config(self) -> Any:
+        return self._call(AutoConfig.from_pretrained, **self._trust)
 
     def tokenizer(self) -> ChatTokenizer:
-        config = self._call(AutoConfig)
-        check_depth(config, self._options.layers)  # before any weights are loaded
-        return ChatTokenizer(self._call(AutoTokenizer), self._options, _context_length(config))
+        check_depth(self._config, self._options.layers)  # before any weights are loaded
+        tokenizer = self._call(AutoTokenizer.from_pretrained, **self._trust)
+        context = _context_length(self._config)
+        return ChatTokenizer(tokenizer, self._options, context, self._ends())
+
+    def _ends(self) -> list[int]:
+        """What the model's own configuration ends a response with."""
+        configs = self._config, self._config.get_text_config()
+        declared = [getattr(config, "eos_token_id", None) for config in configs]
+        # A model without a generation config has nothing to add.
+        with contextlib.suppress(OSError):
+            generation = GenerationConfig.from_pretrained(self._options.name, revision=self._commit)
+            declared.insert(0, generation.eos_token_id)
+        lists = (ids if isinstance(ids, list) else [ids] for ids in declared if ids is not None)
+        return list(dict.fromkeys(token for ids in lists for token in ids))
 
     def fingerprint(self) -> dict[str, Any]:
         folder = Path(self._options.name)
         if not folder.is_dir():
-            hub = {"name": self._options.name, "revision": self._options.revision}
-            return hub | _cut(self._options)
-        kinds = ("*.safetensors", "*.json", "*.jinja", "*.model")
-        files = sorted(path for kind in kinds for path in folder.glob(kind))
-        return {"files": {path.name: _hash(path) for path in files}} | _cut(self._options)
+            return {"name": self._options.name, "commit": self._commit} | _cut(self._options)
+        files = {path.relative_to(folder).as_posix(): path for path in _read_files(folder)}
+        hashes = {name: _hash(path) for name, path in sorted(files.items())}
+        return {"files": hashes} | _cut(self._options)
 
     def load(self, dtype: torch.dtype) -> Any:
-        model = self._call(AutoModelForCausalLM, dtype=dtype, use_safetensors=True).eval()
+        model = self._call(
+            AutoModelForCausalLM.from_pretrained, dtype=dtype, use_safetensors=True, **self._trust
+        ).eval()
         if self._options.layers is not None:
             keep_layers(model, self._options.layers)
         return model
@@ -100,6 +134,28 @@ def _cache() -> Path:
 
 def _cut(options: ModelOptions) -> dict[str, Any]:
     return {} if options.layers is None else {"layers": options.layers}
+
+
+# Weights in other forms than safetensors are never loaded.
+_NOT_READ = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf"} | {
+    f".{kind}" for kind in ("bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot")
+}
+
+_CODE = {".py", ".jinja"}
+
+
+def _read_files(folder: Path) -> Iterator[Path]:
+    """The files of a model folder that decide what it computes or how it reads text.
+
+    Below the folder itself those are code and templates; weights there belong to other things.
+    """
+    for path in folder.rglob("*"):
+        inner = path.relative_to(folder)
+        if any(part.startswith((".", "__pycache__")) for part in inner.parts):
+            continue
+        kept = path.suffix not in _NOT_READ if len(inner.parts) == 1 else path.suffix in _CODE
+        if kept and path.is_file():
+            yield path
 
 
 def _hash(path: Path) -> str:

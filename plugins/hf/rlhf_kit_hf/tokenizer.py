@@ -3,55 +3,178 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from rlhf_kit.errors import RecipeError
+from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.types.samples import Row
+from rlhf_kit_hf.chat_template import ChatTemplate
+from rlhf_kit_hf.end_tokens import end_tokens
 from rlhf_kit_hf.options import TextOptions
+from rlhf_kit_hf.text_encoder import MARK, TextEncoder
 
-_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one.\n"
+_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one."
 
 
 def reading(tokenizer: Tokenizer) -> str:
-    """A short hash of how a tokenizer reads a sentence and ends a response."""
-    ids = [tokenizer.eos_id, *tokenizer.text(_SENTENCE)]
+    """A short hash of what a tokenizer makes of a prompt and of text, and of its ends."""
+    ids = [
+        tokenizer.prompt({"prompt": _SENTENCE}),
+        tokenizer.text(f"{_SENTENCE}\n"),
+        list(tokenizer.begin_ids),
+        list(tokenizer.end_ids),
+    ]
     return hashlib.sha256(str(ids).encode()).hexdigest()[:12]
 
 
 class ChatTokenizer:
-    """Implements rlhf_kit.interfaces.Tokenizer."""
+    """Implements rlhf_kit.interfaces.Tokenizer.
 
-    def __init__(self, tokenizer: Any, options: TextOptions, context: int | None) -> None:
-        if tokenizer.eos_token_id is None:
-            raise RecipeError(
-                "model: its tokenizer has no end-of-sequence token, so responses could never end"
-            )
-        if options.chat_template is not None:
-            tokenizer.chat_template = options.chat_template.read_text(encoding="utf-8")
-        self.hf = tokenizer
-        self.eos_id: int = tokenizer.eos_token_id
-        self.pad_id: int = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
+    Args:
+        tokenizer: of transformers.
+        options: how text becomes tokens.
+        context: what the model was made for, in tokens.
+        ends: the ids that the model's configuration says end a response.
+    """
+
+    def __init__(
+        self, tokenizer: Any, options: TextOptions, context: int | None, ends: Sequence[int] = ()
+    ) -> None:
+        self.hf, self._system = tokenizer, options.system
+        added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
+        self._template = _template(tokenizer, options)
+        ending, turns = None, ""
+        if self._template is not None:
+            ending, turns = self._template.ending(added), self._template.turns
+        of_template = None if ending is None else added[ending[0]]
+        self.end_ids = end_tokens(tokenizer, options.end_tokens, ends, of_template, added)
+        self.eos_id: int = self.end_ids[0]
+        # What a template writes around an answer, and where it writes nothing.
+        self._lead, self._gap = "\n\n", ""
+        if self._template is not None:
+            self._lead, self._gap = self._template.lead, self._template.gap
+        self._space = "" if ending is None or of_template != self.eos_id else ending[1]
+        special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        controls = {
+            text: id
+            for text, id in added.items()
+            # Added tokens may be text of some use, such as runs of spaces: those that a template
+            # writes around its turns steer a conversation.
+            if id in special or id in self.end_ids or (text in turns and not text.isspace())
+        }
+        self._hidden = {*controls.values(), *self.end_ids}
+        self._encode = TextEncoder(tokenizer, controls)
+        self.begin_ids = _beginning(tokenizer)
+        eos: int | None = tokenizer.eos_token_id
+        self.separator_id: int = self.eos_id if eos is None else eos
+        pad: int | None = tokenizer.pad_token_id
+        self.pad_id: int = self.separator_id if pad is None else pad
         self.max_length = options.max_length or context or 2**20
-        self._system = options.system
 
     def prompt(self, row: Row) -> list[int]:
         messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
         if self._system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._system}, *messages]
-        if self.hf.chat_template is None:
+        try:
+            ids = self._encode(self._rendered(messages))
+        except DataError as error:
+            raise DataError(f"prompt {_shown(row)!r}: {error}") from error
+        begin = list(self.begin_ids)
+        return ids if ids[: len(begin)] == begin else begin + ids
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt as text, with marks where contents say what is no control token there."""
+        marked = [_with_texts(message, self._encode.marked) for message in messages]
+        if self._template is None:
             # A base model without a template continues plain text.
-            return self.text("\n\n".join(m["content"] for m in messages) + "\n\n")
-        text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.text(text)  # the template has written every special token itself
+            return "\n\n".join(message["content"] for message in marked) + self._lead
+        plain = self._template.render(messages)
+        if marked == list(messages):
+            return plain
+        rendered = self._template.render(marked)
+        if rendered.replace(MARK, "") != plain:
+            said = next(m for m, own in zip(marked, messages, strict=True) if m != own)
+            raise DataError(
+                f"the chat template takes contents apart, and {said['content'][:60]!r} says what "
+                "is a control token of this model; leave the row out".replace(MARK, "")
+            )
+        return rendered
 
     def response(self, text: str, *, finished: bool = True) -> list[int]:
-        return self.text(text) + ([self.eos_id] if finished else [])
+        closing = self._space if finished else ""
+        ids = self._behind_prompt(self._gap + self._encode.marked(text) + closing)
+        inner = next((token for token in ids if token in self.end_ids), None)
+        if inner is not None:
+            raise DataError(
+                f"response {text[:60]!r}: says {self.hf.decode([inner])!r}, which ends a response "
+                "(model.end_tokens); leave it out of the text or of the list"
+            )
+        return ids + ([self.eos_id] if finished else [])
+
+    def _behind_prompt(self, text: str) -> list[int]:
+        """As it is cut behind a prompt: there, many tokenizers see no beginning of a word."""
+        before, both = self._before, self._encode(self._lead + text)
+        return both[len(before) :] if both[: len(before)] == before else self._encode(text)
+
+    @cached_property
+    def _before(self) -> list[int]:
+        return self._encode(self._lead)
 
     def text(self, text: str) -> list[int]:
-        return list(self.hf(text, add_special_tokens=False)["input_ids"])
+        return self._encode(self._encode.marked(text))
 
     def decode(self, tokens: list[int]) -> str:
-        return str(self.hf.decode(tokens, skip_special_tokens=True)).strip()
+        kept = [token for token in tokens if token not in self._hidden]
+        return str(self.hf.decode(kept, skip_special_tokens=True)).strip()
+
+
+def _template(hf: Any, options: TextOptions) -> ChatTemplate | None:
+    own = None
+    if options.chat_template is not None:
+        own = options.chat_template.read_text(encoding="utf-8")
+    if own is None and hf.chat_template is None:
+        for name in ("template_arguments", "template_date"):
+            if getattr(options, name):
+                raise RecipeError(
+                    f"model.{name}: the model has no chat template that could read it; "
+                    "leave it out, or give a chat_template"
+                )
+        return None
+    template = ChatTemplate(hf, own, options.template_arguments, options.template_date)
+    if template.unclosed is not None:
+        warnings.warn(
+            f"model: its chat template opens {template.unclosed} for the answer, so that answers "
+            "are trained, sampled and scored inside it; unless that is meant, write "
+            "template_arguments: {enable_thinking: false} where the template reads it, or give a "
+            "chat_template without it",
+            stacklevel=2,
+        )
+    return template
+
+
+def _beginning(hf: Any) -> tuple[int, ...]:
+    """What the tokenizer itself puts before a text: nothing, or what its model was trained with."""
+    plain = list(hf("x", add_special_tokens=False)["input_ids"])
+    whole = list(hf("x")["input_ids"])
+    for begin in range(len(whole) - len(plain) + 1):
+        if whole[begin : begin + len(plain)] == plain:
+            return tuple(whole[:begin])
+    return ()
+
+
+def _with_texts(value: Any, change: Any) -> Any:
+    """A message with all of its texts changed but the role."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: v if k == "role" else _with_texts(v, change) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_texts(item, change) for item in value]
+    return value
+
+
+def _shown(row: Row) -> str:
+    return str(row.get("id") or row.get("prompt") or row["messages"][-1]["content"])[:60]

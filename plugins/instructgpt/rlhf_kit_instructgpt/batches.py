@@ -87,23 +87,37 @@ def answered(pairs: Iterable[tuple[Row, str, bool]], tokenizer: Tokenizer) -> Te
 def text_blocks(rows: Sequence[Row], tokenizer: Tokenizer, length: int) -> TextBatch:
     """Running text cut into blocks of ``length`` tokens; every token but the first is a target.
 
-    Documents are joined by the end-of-sequence token; what does not fill a block is dropped.
+    Documents are joined by the separator. Every block begins as the model's sequences do; what
+    does not fill a block is dropped.
     """
     stream: list[int] = []
     for row in rows:
-        stream += [*tokenizer.text(row["text"]), tokenizer.eos_id]
-    blocks = len(stream) // length
-    if blocks == 0:
+        stream += [*tokenizer.text(row["text"]), tokenizer.separator_id]
+    blocks = _blocks(stream, list(tokenizer.begin_ids), length)
+    if not blocks:
         raise DataError(f"pretraining text: {len(stream)} tokens do not fill a block of {length}")
     if length > tokenizer.max_length:
         raise DataError(
             f"pretraining blocks of {length} tokens exceed the context of {tokenizer.max_length}"
         )
-    tokens = torch.tensor(stream[: blocks * length]).view(blocks, length)
+    tokens = torch.tensor(blocks)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     target = mask.clone()
     target[:, 0] = False
     return TextBatch(tokens, mask, target)
+
+
+def _blocks(stream: list[int], begin: list[int], length: int) -> list[list[int]]:
+    blocks: list[list[int]] = []
+    place = 0
+    while True:
+        # Where the separator is what a sequence begins with, it need not be written twice.
+        prefix = [] if stream[place : place + len(begin)] == begin else begin
+        block = prefix + stream[place : place + length - len(prefix)]
+        if len(block) < length or len(prefix) >= length:
+            return blocks
+        blocks.append(block)
+        place += length - len(prefix)
 
 
 def comparison_batch(rows: Sequence[Row], tokenizer: Tokenizer) -> ComparisonBatch:

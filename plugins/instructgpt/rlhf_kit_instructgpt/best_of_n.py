@@ -13,6 +13,7 @@ from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, RewardFn, StageRun, Stateful
 from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, short_prompts
+from rlhf_kit_instructgpt.endings import Endings
 from rlhf_kit_instructgpt.options import BestOfNOptions
 
 
@@ -96,7 +97,7 @@ class BestOfN:
             load_models(reward, memory)
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
         sampling = sampling_of(o.sampling, run.generator)
-        done = _Scores()
+        done, endings = _Scores(), Endings(run)
         state: dict[str, Stateful] = {"scores": done}
         parts = {"gold": self._gold, **self._proxies}
         state |= {f"reward {n}": p for n, p in parts.items() if isinstance(p, Stateful)}
@@ -107,6 +108,7 @@ class BestOfN:
             while left:
                 count = min(left, o.sampling.batch_size)
                 samples = policy.generate(prompts.repeat(count), sampling)
+                endings.see(samples)
                 for name, part in parts.items():
                     found.setdefault(name, []).extend(score(part, samples, name)[0].tolist())
                 left -= count

@@ -12,6 +12,7 @@ from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful
 from rlhf_kit.types import Samples
 from rlhf_kit.types.samples import Row
 from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, short_prompts
+from rlhf_kit_instructgpt.endings import Endings
 from rlhf_kit_instructgpt.options import CollectOptions
 
 
@@ -54,7 +55,7 @@ class Collect:
         sampling = sampling_of(o.sampling, run.generator)
         size = max(1, o.sampling.batch_size // o.completions)
         chunks = [self._rows[i : i + size] for i in range(0, len(self._rows), size)]
-        done = Rows()
+        done, endings = Rows(), Endings(run)
         state: dict[str, Stateful] = {"rows": done}
         if isinstance(self._labeler, Stateful):
             state["labeler"] = self._labeler
@@ -62,6 +63,7 @@ class Collect:
             rows = [row for row, _ in chunks[step]]
             prompts = prompt_batch(rows, self._context.tokenizer).repeat(o.completions)
             samples = policy.generate(prompts, sampling)
+            endings.see(samples)
             ranks, scores = self._labeler(samples)
             found = comparisons(samples, ranks, scores, [split for _, split in chunks[step]])
             done.lines += [json.dumps(row, ensure_ascii=False) for row in found]

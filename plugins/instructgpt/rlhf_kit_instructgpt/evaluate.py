@@ -21,6 +21,7 @@ from rlhf_kit_instructgpt.batches import (
     short_prompts,
     text_blocks,
 )
+from rlhf_kit_instructgpt.endings import Endings
 from rlhf_kit_instructgpt.options import EvaluateOptions
 from rlhf_kit_instructgpt.perplexity import perplexity
 
@@ -64,9 +65,9 @@ class Evaluate:
             context.artifact(o.ppo), reference=context.artifact(o.sft), trainable=False
         )
         run.say(f"sampling {o.samples_per_prompt} x {len(self._rows)} responses of each policy")
-        ppo = self._judge(policy, run)
+        ppo = self._judge(policy, run, "of ppo")
         with policy.reference():
-            sft = self._judge(policy, run)
+            sft = self._judge(policy, run, "of sft")
         won = wins(ppo.gold, sft.gold, o)
         low, high = bootstrap_interval(won, torch.ones_like(won), run.generator)
         summary: dict[str, Any] = {
@@ -88,15 +89,17 @@ class Evaluate:
         return summary
 
     @torch.no_grad()
-    def _judge(self, policy: Policy, run: StageRun) -> Judged:
+    def _judge(self, policy: Policy, run: StageRun, whose: str) -> Judged:
         o = self._options
         sampling = sampling_of(o.sampling, run.generator)
+        endings = Endings(run, whose)
         size = max(1, o.sampling.batch_size // o.samples_per_prompt)
         found: list[tuple[Samples, Tensor, Tensor | None, Tensor]] = []
         for begin in range(0, len(self._rows), size):
             rows = self._rows[begin : begin + size]
             prompts = prompt_batch(rows, self._context.tokenizer).repeat(o.samples_per_prompt)
             samples = policy.generate(prompts, sampling)
+            endings.see(samples)
             logprobs = policy.evaluate(samples).logprobs
             with policy.reference():
                 reference = policy.evaluate(samples).logprobs

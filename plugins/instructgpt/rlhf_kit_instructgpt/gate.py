@@ -6,6 +6,7 @@ bound. The bounds are those of the arithmetic: tight in float32, loose for half 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -186,26 +187,27 @@ def _padding(setup: Setup) -> Iterator[Finding]:
 @torch.no_grad()
 def _end(setup: Setup) -> Iterator[Finding]:
     best = 0.0
-    lengths = setup.samples.response_mask.sum(1)
-    for part in (0.0, 0.5, 1.0):
+    lengths, ends = setup.samples.response_mask.sum(1), setup.tokenizer.end_ids
+    for part, end in itertools.product((0.0, 0.5, 1.0), ends):
         place = ((lengths - 1) * part).long()  # [B]
-        ended = _ending_at(setup.samples, place, setup.tokenizer.eos_id)
+        ended = _ending_at(setup.samples, place, end)
         logprobs = setup.policy.evaluate(ended).logprobs
         best = max(best, logprobs.gather(1, place[:, None]).exp().max().item())
     yield Finding(
         "end",
         best,
         1e-6,
-        f"the largest probability of the end token {setup.tokenizer.eos_id} at any place tried: no "
-        "response would ever end; is it the token that this model ends its answers with?",
+        f"the largest probability of an end token ({', '.join(map(str, ends))}) at any place "
+        "tried: no response would ever end; name the token that this model ends its answers with "
+        "in model.end_tokens",
         at_least=True,
     )
 
 
-def _ending_at(samples: Samples, place: Tensor, eos: int) -> Samples:
+def _ending_at(samples: Samples, place: Tensor, end: int) -> Samples:
     """Each response cut before ``place`` [B] and ended there."""
     columns = torch.arange(samples.response_tokens.shape[1], device=place.device)[None]
-    tokens = torch.where(columns == place[:, None], eos, samples.response_tokens)
+    tokens = torch.where(columns == place[:, None], end, samples.response_tokens)
     # The captured trunk belongs to the tokens that were sampled.
     return replace(
         samples, response_tokens=tokens, response_mask=columns <= place[:, None], trunk=None

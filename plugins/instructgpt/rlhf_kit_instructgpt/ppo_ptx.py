@@ -27,6 +27,7 @@ from rlhf_kit.types import (
     ValueLossInputs,
 )
 from rlhf_kit_instructgpt.batches import sampling_of
+from rlhf_kit_instructgpt.endings import Endings
 from rlhf_kit_instructgpt.options import PPOPtxOptions
 from rlhf_kit_instructgpt.perplexity import perplexity
 from rlhf_kit_instructgpt.ppo_metrics import step_line, step_metrics
@@ -49,10 +50,12 @@ class PPOPtx:
         """Train; returns how many rollouts came before the one that ended it, if one did."""
         o, parts = self.options, self.parts
         sampling = sampling_of(o.sampling, run.generator)
+        endings = Endings(run)
         for step in run.steps(o.steps, parts.state()):
             clock = Clock()
             extra = self.steer_ptx(step, clock)
             rollout = self.collect(parts.prompts.next(), sampling, clock)
+            endings.see(rollout.samples)
             run.rollout_collected(step, rollout)
             kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)  # [B]
             verdict = parts.limit.check(kl.mean().item())

@@ -22,6 +22,7 @@ from rlhf_kit_instructgpt.batches import (
     text_blocks,
 )
 from rlhf_kit_instructgpt.best import Best
+from rlhf_kit_instructgpt.endings import Endings
 from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import SFTOptions
 from rlhf_kit_instructgpt.perplexity import perplexity
@@ -47,6 +48,7 @@ class SFT:
         )
         self._loss: Loss[NllInputs] = context.build(options.loss)
         self._reward: RewardFn | None = None
+        self._endings: Endings | None = None  # of a run
         if options.select_by is not None:
             self._rows = self._rows[: options.select_prompts]
             check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
@@ -75,6 +77,7 @@ class SFT:
         memory = self._context.memory()
         if self._reward is not None:
             load_models(self._reward, memory)
+        self._endings = Endings(run)
         policy = memory.policy(self._context.artifact(o.start), residual_dropout=o.residual_dropout)
         per_epoch = math.ceil(len(self._train) / self._size)
         total = per_epoch * o.epochs
@@ -160,5 +163,7 @@ class SFT:
             rows = self._rows[begin : begin + sampling.batch_size]
             prompts = prompt_batch(rows, self._context.tokenizer)
             samples = policy.generate(prompts, sampling_of(sampling, generator))
+            if self._endings is not None:
+                self._endings.see(samples)
             total += score(reward, samples, "select_by")[0].sum().item()
         return total / len(self._rows)

@@ -49,7 +49,7 @@ def tokens(seed: int) -> Tensor:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_response_mask(seed: int) -> None:
     padding, _ = rlhf.truncate_sequence_at_first_stop_token(tokens(seed), torch.tensor([STOP]))
-    assert torch.equal(response_mask(tokens(seed), STOP), ~padding)
+    assert torch.equal(response_mask(tokens(seed), (STOP,)), ~padding)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -70,7 +70,7 @@ def test_no_end_is_read_from_the_padding() -> None:
     padding, _ = rlhf.truncate_sequence_at_first_stop_token(responses.clone(), torch.tensor([STOP]))
     penalised = rlhf.get_reward_penalty_mask(padding, (~padding).sum(1), penalise_no_eos=True)
     assert penalised.tolist() == [True, True, False]
-    finished = ((responses == STOP) & response_mask(responses, STOP)).any(1)
+    finished = ((responses == STOP) & response_mask(responses, (STOP,))).any(1)
     assert finished.tolist() == [False, True, True]
 
 

@@ -95,7 +95,7 @@ def test_not_a_number_in_the_padding() -> None:
 def test_response_mask(seed: int) -> None:
     """What they fill with padding is what our mask leaves out."""
     theirs = ppo_trainer.truncate_response(STOP, PAD, tokens(seed))
-    assert torch.equal(response_mask(tokens(seed), STOP), theirs != PAD)
+    assert torch.equal(response_mask(tokens(seed), (STOP,)), theirs != PAD)
 
 
 class Position(nn.Module):
@@ -122,7 +122,7 @@ def test_where_their_reward_model_looks(seed: int, pad: int) -> None:
     prompt = torch.full((B, 2), 1)
     cut = ppo_trainer.truncate_response(STOP, pad, tokens(seed))
     _, scores, _ = get_reward(Position(), torch.cat([prompt, cut], 1), pad, 2)
-    mask = response_mask(tokens(seed), STOP)
+    mask = response_mask(tokens(seed), (STOP,))
     stopped = (tokens(seed) == STOP).any(1)
     assert 0 < stopped.sum() < B
     missed = stopped if pad == STOP else torch.zeros_like(stopped)
@@ -252,7 +252,7 @@ class Rollout:
 def rollout(record: Record, toy_model: Path) -> Rollout:
     end = AutoTokenizer.from_pretrained(toy_model).eos_token_id
     responses = record.responses[0]
-    mask = response_mask(responses, end)
+    mask = response_mask(responses, (end,))
     finished = (responses == end).any(1)
     assert 0 < finished.sum() < B
     (values, _), (_, scores) = record.rewards

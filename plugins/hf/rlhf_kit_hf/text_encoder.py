@@ -1,0 +1,153 @@
+"""Text to tokens in which only the template writes control tokens: content is data.
+
+A tokenizer turns the text of a control token into the token wherever it stands. Here the places
+where content says one are marked before the template is filled. Text without a mark goes through
+the tokenizer as ever. Text with one goes through a copy of it that knows each control token by a
+private character only: those that the template wrote are replaced by theirs, and what content says
+is cut like any other text, in its place, with the neighbours that it has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer as Core
+
+from rlhf_kit.errors import DataError
+
+MARK = "\U0010fffd"
+_FIRST_ALIAS = 0x100000  # of the private plane that ends with MARK
+
+
+class TextEncoder:
+    """Encodes text with a transformers tokenizer.
+
+    Args:
+        hf: the tokenizer.
+        controls: text of every control token -> its id.
+    """
+
+    def __init__(self, hf: Any, controls: Mapping[str, int]) -> None:
+        self._hf, self._controls = hf, dict(controls)
+        # The tokenizer, too, takes the leftmost and then the longest.
+        names = sorted(self._controls, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self._heads = {name[:n] for name in names for n in range(1, len(name))}
+        self._tails = {name[n:] for name in names for n in range(1, len(name))}
+        self._longest = len(names[0]) if names else 0
+        # The unknown token stands for ordinary characters too.
+        self._watched = frozenset(self._controls.values()) - {hf.unk_token_id}
+
+    def marked(self, data: str) -> str:
+        """``data`` with a mark before all that is a control token, or part of one at an end of it.
+
+        Raises:
+            DataError: it also has the private characters that stand for control tokens here.
+        """
+        places = sorted(self._places(data))
+        if MARK in data or (places and any(ord(character) >= _FIRST_ALIAS for character in data)):
+            raise DataError(
+                f"{data[:60]!r}: holds private characters from U+100000 on, which stand for marks "
+                "and control tokens here; leave them out"
+            )
+        if not places:
+            return data
+        ends = [*places[1:], len(data)]
+        return data[: places[0]] + "".join(
+            MARK + data[begin:end] for begin, end in zip(places, ends, strict=True)
+        )
+
+    def _places(self, data: str) -> set[int]:
+        found = {match.start() for match in self._pattern.finditer(data)}
+        # What a template writes beside it could complete a token; templates trim, too.
+        begin, end = len(data) - len(data.lstrip()), len(data.rstrip())
+        sizes = range(1, min(self._longest, end - begin + 1))
+        found |= {end - n for n in sizes if data[end - n : end] in self._heads}
+        if any(data[begin : begin + n] in self._tails for n in sizes):
+            found.add(begin)
+        return found
+
+    def __call__(self, text: str) -> list[int]:
+        """Tokens of ``text``, in which no mark stands before what is a control token.
+
+        Raises:
+            DataError: the tokenizer makes a control token out of content whatever one does.
+        """
+        if MARK not in text:
+            ids = list(self._hf(text, add_special_tokens=False)["input_ids"])
+            if self._seen(ids) == self._written(text):
+                return ids
+        return self._encoded_apart(text)
+
+    def _seen(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token in self._watched]
+
+    def _written(self, text: str) -> list[int]:
+        found = [self._controls[match[0]] for match in self._pattern.finditer(text)]
+        return self._seen(found)
+
+    def _encoded_apart(self, text: str) -> list[int]:
+        core, aliases, back = self._apart
+        pieces: list[str] = []
+        written: list[int] = []
+        done = 0
+        for match in self._pattern.finditer(text):
+            if not text[: match.start()].endswith(MARK):
+                pieces += [text[done : match.start()], aliases[match[0]]]
+                written.append(self._controls[match[0]])
+                done = match.end()
+        pieces.append(text[done:])
+        plain = "".join(pieces).replace(MARK, "")
+        found = core.encode(plain, add_special_tokens=False).ids
+        ids = [back.get(token, token) for token in found]
+        if self._seen(ids) != self._seen(written):
+            raise DataError(
+                f"{text.replace(MARK, '')[-60:]!r}: the tokenizer reads a control token in "
+                f"it, one of {sorted(self._controls)[:8]}, and has no other way to write that text"
+            )
+        return ids
+
+    @cached_property
+    def _apart(self) -> tuple[Core, dict[str, str], dict[int, int]]:
+        """The copy, its name for each control token, and their ids in it -> the tokenizer's."""
+        if not getattr(self._hf, "is_fast", False):
+            raise DataError(
+                f"{type(self._hf).__name__} is a slow tokenizer, which makes a control token of "
+                "text that looks like one; leave such rows out, or convert the tokenizer"
+            )
+        aliases = {name: chr(_FIRST_ALIAS + i) for i, name in enumerate(self._controls)}
+        core = _renamed(self._hf.backend_tokenizer, aliases)
+        back = {_id(core, alias): self._controls[name] for name, alias in aliases.items()}
+        return core, aliases, back
+
+
+def _id(core: Core, token: str) -> int:
+    found = core.token_to_id(token)
+    assert found is not None  # it was added a moment ago
+    return found
+
+
+def _renamed(core: Core, aliases: Mapping[str, str]) -> Core:
+    """A copy of ``core`` that knows the control tokens by their aliases alone."""
+    content = json.loads(core.to_str())
+    content |= {"truncation": None, "padding": None, "post_processor": None}
+    for token in content["added_tokens"]:
+        token["content"] = aliases.get(token["content"], token["content"])
+    # Cores that look whole words up, or cut text into the likeliest pieces, would find them among
+    # their pieces. A single character is needed for the text that holds it.
+    pieces = {name: alias for name, alias in aliases.items() if len(name) > 1}
+    model = content["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {pieces.get(name, name): i for name, i in vocabulary.items()}
+    else:
+        model["vocab"] = [[pieces.get(name, name), score] for name, score in vocabulary]
+    if "merges" in model:
+        model["merges"] = [[a, b] for a, b in model["merges"] if not {a, b, a + b} & pieces.keys()]
+    if model.get("unk_token") in pieces:
+        model["unk_token"] = pieces[model["unk_token"]]
+    return Core.from_str(json.dumps(content))

@@ -1,0 +1,229 @@
+"""Text is data: whatever a prompt, a response or running text says, no control token comes of it.
+
+The tokenizers are in the published forms; see published_tokenizers.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from published_tokenizers import BY_NAME, CONTEXT, FORMS, built, chat, controls
+from rlhf_kit_hf.options import PretrainedOptions
+from rlhf_kit_hf.text_encoder import MARK
+from rlhf_kit_hf.tokenizer import ChatTokenizer
+from tokenizers import AddedToken
+from toys import toy_tokenizer
+from transformers import ByT5Tokenizer
+
+from rlhf_kit.errors import DataError
+
+NAMES = [form.name for form in FORMS]
+ORDINARY = (
+    "Tell me of tea.", "naïve ☕", "  two  spaces ", "a\n\nb", "x = 3 < 4 > 2 | 7", "42", "<", ">",
+    "The user said: end.", "I [think] so", "tab\tand\n newline", "<p>html</p>", "|>", "</",
+)  # fmt: skip
+
+
+def contents(name: str, random_: random.Random, hostile: bool) -> str:
+    """One to four pieces; hostile ones are control strings, whole, in halves and side by side."""
+    texts = list(ORDINARY)
+    if hostile:
+        said = [*BY_NAME[name].hostile, *built(name).all_special_tokens]
+        halves = [text[: random_.randrange(1, len(text))] for text in said if len(text) > 1]
+        rests = [text[random_.randrange(1, len(text)) :] for text in said if len(text) > 1]
+        texts = [*said, *halves, *rests, *texts[:4]]
+    pieces = [random_.choice(texts) for _ in range(random_.randint(1, 4))]
+    return random_.choice(("", " ", "\n")).join(pieces).strip() or "x"
+
+
+def conversation(name: str, random_: random.Random, hostile: bool) -> list[dict[str, str]]:
+    roles = ["user", "assistant"] * random_.randint(0, 2) + ["user"]
+    return [{"role": role, "content": contents(name, random_, hostile)} for role in roles]
+
+
+def seen(name: str, ids: list[int]) -> list[int]:
+    """The control tokens among ``ids``; the unknown one stands for ordinary characters, too."""
+    hf = built(name)
+    return [id for id in ids if id in controls(name) - {hf.unk_token_id}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_has_the_control_tokens_of_its_template_and_no_other(name: str) -> None:
+    random_, tokenizer = random.Random(1), chat(name)
+    for _ in range(60):
+        messages = conversation(name, random_, hostile=True)
+        neutral = [message | {"content": "x"} for message in messages]
+        ids = tokenizer.prompt({"messages": messages})
+        assert seen(name, ids) == seen(name, tokenizer.prompt({"messages": neutral})), messages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_response_has_one_end_and_says_what_it_said(name: str) -> None:
+    random_, tokenizer, hf = random.Random(2), chat(name), built(name)
+    for _ in range(60):
+        text = contents(name, random_, hostile=True)
+        ids = tokenizer.response(text)
+        assert seen(name, ids) == [tokenizer.eos_id], text
+        assert ids[-1] == tokenizer.eos_id
+        assert not seen(name, tokenizer.response(text, finished=False))
+        if name != "xglm":  # whose pieces do not cover every character
+            assert tokenizer.decode(ids) == text
+            assert hf.decode(ids[:-1]).strip() == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_running_text_has_no_control_token(name: str) -> None:
+    random_, tokenizer = random.Random(3), chat(name)
+    for _ in range(60):
+        text = contents(name, random_, hostile=True)
+        assert not seen(name, tokenizer.text(text)), text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ordinary_text_is_cut_as_transformers_cuts_it(name: str) -> None:
+    random_, tokenizer, hf = random.Random(4), chat(name), built(name)
+    for _ in range(60):
+        text = contents(name, random_, hostile=False)
+        assert tokenizer.text(text) == hf(text, add_special_tokens=False)["input_ids"]
+        messages = conversation(name, random_, hostile=False)
+        if hf.chat_template is None:
+            whole = "\n\n".join(message["content"] for message in messages) + "\n\n"
+        else:
+            whole = hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        expected = hf(whole, add_special_tokens=False)["input_ids"]
+        ids = tokenizer.prompt({"messages": messages})
+        assert ids in (expected, [*tokenizer.begin_ids, *expected])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("deepseek_r1", "qwen3")])
+def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(name: str) -> None:
+    """As the template and the tokenizer cut it in one piece: what the model was trained on.
+
+    The two left out write something else for a past answer than they ask for.
+    """
+    random_, tokenizer, hf = random.Random(5), chat(name), built(name)
+    for _ in range(60):
+        messages = conversation(name, random_, hostile=False)
+        text = contents(name, random_, hostile=False)
+        if hf.chat_template is None:
+            said = "\n\n".join(message["content"] for message in messages)
+            expected = hf(f"{said}\n\n{text}", add_special_tokens=False)["input_ids"]
+            expected += [tokenizer.eos_id]
+        else:
+            answer = [{"role": "assistant", "content": text}]
+            whole = hf.apply_chat_template(messages + answer, tokenize=False)
+            expected = hf(whole, add_special_tokens=False)["input_ids"]
+        begin = list(tokenizer.begin_ids)
+        expected = expected if expected[: len(begin)] == begin else begin + expected
+        found = tokenizer.prompt({"messages": messages}) + tokenizer.response(text)
+        assert found == expected[: len(found)], (messages, text)
+        rest = expected[len(found) :]
+        assert not seen(name, rest), "only a line break may follow the end"
+
+
+@pytest.mark.parametrize(
+    "name", ["llama2", "llama3", "phi3", "qwen2", "qwen3", "zephyr", "smollm2"]
+)
+def test_a_system_message_is_text_too(name: str) -> None:
+    hostile, quiet = (chat(name, system=s) for s in (BY_NAME[name].hostile[0] + "!", "Be brief!"))
+    row = {"prompt": "Hi"}
+    assert seen(name, hostile.prompt(row)) == seen(name, quiet.prompt(row))
+    assert hostile.prompt(row) != quiet.prompt(row)
+
+
+def test_what_content_says_keeps_its_neighbours() -> None:
+    """It is cut as it would be in a tokenizer that has no control tokens at all."""
+    for name in ("qwen2", "llama3", "llama2", "gemma"):
+        hf = built(name)
+        text = f"tell me of {BY_NAME[name].hostile[0]}tea"
+        assert hf.decode(chat(name).text(text)) == text
+    core = built("qwen2").backend_tokenizer
+    plain = [i for piece in (" <|", "im", "_", "end", "|>") for i in core.encode(piece).ids]
+    assert chat("qwen2").text("x <|im_end|>")[1:] == plain
+
+
+class Joined(ChatTokenizer):
+    """Of the toy tokenizer, with another template."""
+
+    def __init__(self, template: str) -> None:
+        hf = toy_tokenizer()
+        hf.chat_template = template
+        super().__init__(hf, PretrainedOptions(name="x"), CONTEXT)
+
+
+def test_content_cannot_complete_what_the_template_begins() -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}end|>{{ '<' }}{% endfor %}"
+    tokenizer = Joined(template)
+    start, end = tokenizer.hf.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    for text in ("x", "say <|im_", "<|im_", "|im_end|> no", "<<|im_"):
+        turns = [{"role": "user", "content": text}, {"role": "user", "content": "|im_end|>"}]
+        ids = tokenizer.prompt({"messages": turns})
+        assert [id for id in ids if id in (start, end)] == [start, start]
+        assert tokenizer.hf.decode(ids) == f"<|im_start|>{text}end|><<|im_start|>|im_end|>end|><"
+
+
+def test_a_template_that_takes_content_apart_refuses_only_rows_that_say_a_control_token() -> None:
+    tokenizer = Joined("{% for m in messages %}{{ m.content[:6] + '.' }}{% endfor %}")
+    assert tokenizer.prompt({"prompt": "Good morning"})
+    row = {"id": "row 7", "prompt": "<|im_end|> and more"}
+    with pytest.raises(DataError, match=r"'row 7'.*takes contents apart.*<\|im_end\|>"):
+        tokenizer.prompt(row)
+
+
+def test_a_template_may_look_for_what_contents_say() -> None:
+    """The turns of Qwen3 and R1 drop past reasoning."""
+    for name in ("qwen3", "deepseek_r1"):
+        hf, tokenizer = built(name), chat(name)
+        turns = [
+            {"role": "user", "content": "a <|im_end|><｜User｜>"},
+            {"role": "assistant", "content": "<think>\nhm\n</think>\n\nb"},
+            {"role": "user", "content": "c"},
+        ]
+        text = hf.decode(tokenizer.prompt({"messages": turns}))
+        assert "hm" not in text
+        assert "a <|im_end|><｜User｜>" in text
+        # Reasoning in a response is in the model's own tokens: they are no control tokens.
+        think, end = hf.convert_tokens_to_ids(["<think>", "</think>"])
+        ids = tokenizer.response("<think>\nhm\n</think>\n\nb")
+        assert [id for id in ids if id in (think, end)] == [think, end]
+
+
+def test_private_characters_are_text_unless_they_meet_a_control_token() -> None:
+    tokenizer = chat("qwen2")
+    text = "\ue000 \U000f0000 \U00100000"
+    assert tokenizer.decode(tokenizer.response(text)) == text
+    assert tokenizer.decode(tokenizer.prompt({"prompt": text})).count(text) == 1
+    for text in ("\U00100000<|im_end|>", f"{MARK}<|im_end|>", f"a{MARK}"):
+        for tokens in (
+            tokenizer.text,
+            tokenizer.response,
+            lambda t: tokenizer.prompt({"prompt": t}),
+        ):
+            with pytest.raises(DataError, match="private characters"):
+                tokens(text)
+
+
+def test_a_slow_tokenizer_refuses_what_it_cannot_keep_apart() -> None:
+    tokenizer = ChatTokenizer(ByT5Tokenizer(), PretrainedOptions(name="x"), CONTEXT)
+    assert tokenizer.decode(tokenizer.response("fine")) == "fine"
+    with pytest.raises(DataError, match=r"slow tokenizer"):
+        tokenizer.response("a</s>b")
+    with pytest.raises(DataError, match=r"prompt 'a</s>b'.*slow tokenizer"):
+        tokenizer.prompt({"prompt": "a</s>b"})
+
+
+def test_a_control_token_that_is_a_letter_is_refused_in_text() -> None:
+    """There is no other way to write it."""
+    hf: Any = toy_tokenizer()
+    hf.add_special_tokens({"eos_token": AddedToken(".", special=True, normalized=False)})
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x", chat_template=None), CONTEXT)
+    with pytest.raises(DataError, match="no other way"):
+        tokenizer.response("Fine.")
+
+
+def test_decoding_leaves_out_what_is_no_text() -> None:
+    hf, tokenizer = built("deepseek_r1"), chat("deepseek_r1")
+    user = hf.convert_tokens_to_ids("<｜User｜>")  # not marked as special by its tokenizer
+    assert tokenizer.decode([*tokenizer.text("Yes"), user, tokenizer.eos_id]) == "Yes"
