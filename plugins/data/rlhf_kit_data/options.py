@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from rlhf_kit import Options, RecipePath, StageRef, stage_ref
+from rlhf_kit import ModuleName, Options, RecipePath, StageRef, stage_ref
 from rlhf_kit.components import in_recipe
 from rlhf_kit_data.records import SUFFIXES
 
@@ -49,7 +49,7 @@ class TextOptions(Options):
     """English running text for the pretraining mix."""
 
     path: RecipePath | None = Field(None, description="a UTF-8 text file, relative to the recipe")
-    module: str | None = Field(
+    module: ModuleName | None = Field(
         None, description='Python module with a dict "topics" of texts, such as pydoc_data.topics'
     )
 

@@ -6,12 +6,12 @@ The splits that a source has are named by its files and by the folders that they
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_kit.content import file_hash
 from rlhf_kit.errors import DataError
 from rlhf_kit_data.layout import part_name
 from rlhf_kit_data.strict_json import parse
@@ -61,8 +61,7 @@ def data_files(path: Path) -> list[Path]:
 def digest(path: Path) -> str:
     """A hash of the content of a file. Raises DataError where there is none."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_hash(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -86,7 +86,7 @@ class ModelOptions(TextOptions):
 class PretrainedOptions(ModelOptions):
     """A hub id, or a folder in the same form."""
 
-    name: str = Field(
+    name: str | Path = Field(
         description="hub id such as org/model, or a folder with config.json, relative to the recipe"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
@@ -96,16 +96,16 @@ class PretrainedOptions(ModelOptions):
 
     @field_validator("name")
     @classmethod
-    def _folder_or_id(cls, name: str, info: ValidationInfo) -> str:
+    def _folder_or_id(cls, name: str | Path, info: ValidationInfo) -> str | Path:
         folder = in_recipe(name, info)
         if folder.is_dir():
-            return str(folder)
-        if name.startswith((".", "/", "~")):
+            return folder
+        if isinstance(name, Path) or name.startswith((".", "/", "~")):
             raise ValueError(f"no such folder: {folder}")
         return name
 
     def idle(self) -> Mapping[str, str]:
-        is_folder = Path(self.name).is_dir()
+        is_folder = isinstance(self.name, Path)
         return {"revision": "the model is a local folder"} if is_folder else {}
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
+from rlhf_kit.content import file_hash
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
 from rlhf_kit_hf.options import GGUFOptions, ModelOptions, PretrainedOptions
@@ -91,7 +91,7 @@ class PretrainedSource:
         if not folder.is_dir():
             return {"name": self._options.name, "commit": self._commit} | _cut(self._options)
         files = {path.relative_to(folder).as_posix(): path for path in _read_files(folder)}
-        hashes = {name: _hash(path) for name, path in sorted(files.items())}
+        hashes = {name: file_hash(path) for name, path in sorted(files.items())}
         return {"files": hashes} | _cut(self._options)
 
     def load(self, dtype: torch.dtype) -> Any:
@@ -111,7 +111,7 @@ class GGUFSource:
         self._path = _locate(options)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"gguf": _hash(self._path)} | _cut(self._options)
+        return {"gguf": file_hash(self._path)} | _cut(self._options)
 
     def tokenizer(self) -> ChatTokenizer:
         return self._converted().tokenizer()
@@ -120,7 +120,7 @@ class GGUFSource:
         return self._converted().load(dtype)
 
     def _converted(self) -> PretrainedSource:
-        folder = _cache() / f"{self._path.stem}-{_hash(self._path)[:16]}"
+        folder = _cache() / f"{self._path.stem}-{file_hash(self._path)[:16]}"
         if not folder.exists():
             _convert(self._path, folder)
         text = self._options.model_dump(exclude={"file", "package"})
@@ -156,18 +156,6 @@ def _read_files(folder: Path) -> Iterator[Path]:
         kept = path.suffix not in _NOT_READ if len(inner.parts) == 1 else path.suffix in _CODE
         if kept and path.is_file():
             yield path
-
-
-def _hash(path: Path) -> str:
-    status = path.stat()
-    return _hash_as_of(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=256)
-def _hash_as_of(path: Path, modified: int, size: int) -> str:
-    """Large files are asked for several times in a run, and read once."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _locate(options: GGUFOptions) -> Path:
