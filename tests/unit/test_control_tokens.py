@@ -9,11 +9,11 @@ import random
 from typing import Any
 
 import pytest
-from published_tokenizers import BY_NAME, CONTEXT, FORMS, built, chat, controls
+from published_tokenizers import BY_NAME, CONTEXT, FORMS, built, chat, controls, zephyr
 from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.text_encoder import MARK
 from rlhf_kit_hf.tokenizer import ChatTokenizer
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from toys import toy_tokenizer
 from transformers import ByT5Tokenizer
 
@@ -221,6 +221,31 @@ def test_a_control_token_that_is_a_letter_is_refused_in_text() -> None:
     tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x", chat_template=None), CONTEXT)
     with pytest.raises(DataError, match="no other way"):
         tokenizer.response("Fine.")
+
+
+def test_a_tokenizer_that_misses_its_own_tokens_is_left_as_it_is() -> None:
+    """Llama's old normaliser lets a token with the flag `normalized` be seen behind spaces only."""
+    hf: Any = zephyr()
+    hf.add_tokens([AddedToken("<|user|>", normalized=True)])
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)
+    messages = [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user")]
+    whole = hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    expected = hf(whole)["input_ids"]
+    assert expected.count(hf.convert_tokens_to_ids("<|user|>")) < 2
+    assert tokenizer.prompt({"messages": messages}) == expected
+
+
+def test_what_a_normaliser_makes_of_content_is_no_control_token() -> None:
+    """Wide forms of a control token, where the tokenizer looks for it in normalised text."""
+    hf: Any = toy_tokenizer()
+    hf.backend_tokenizer.normalizer = normalizers.NFKC()
+    hf.add_tokens([AddedToken("<|stop|>", normalized=True, special=True)])
+    stop, wide = hf.convert_tokens_to_ids("<|stop|>"), "a ＜|stop|＞ b"
+    assert stop in hf(wide)["input_ids"]
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)
+    for ids in (tokenizer.text(wide), tokenizer.response(wide), tokenizer.prompt({"prompt": wide})):
+        assert stop not in ids
+        assert "a <|stop|> b" in hf.decode(ids)
 
 
 def test_decoding_leaves_out_what_is_no_text() -> None:

@@ -159,3 +159,13 @@ def test_a_template_chosen_by_name_among_several() -> None:
     hf = toy_tokenizer()
     hf.chat_template = {"default": "{{ messages[0].content }}", "rag": "no"}
     assert text(ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)) == "Hi"
+
+
+def test_the_examples_of_the_documentation_are_options() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tokens.md").read_text()
+    blocks = [
+        yaml.safe_load(part.partition("```")[0])["model"] for part in page.split("```yaml")[1:]
+    ]
+    found = [PretrainedOptions(**{k: v for k, v in b.items() if k != "use"}) for b in blocks]
+    assert found[0].end_tokens == ["<|im_end|>", 2]
+    assert found[1].template_arguments == {"enable_thinking": False}

@@ -39,6 +39,9 @@ class TextEncoder:
         self._heads = {name[:n] for name in names for n in range(1, len(name))}
         self._tails = {name[n:] for name in names for n in range(1, len(name))}
         self._longest = len(names[0]) if names else 0
+        self._normaliser: Any = None
+        if any(token.normalized for token in hf.added_tokens_decoder.values()):
+            self._normaliser = getattr(getattr(hf, "backend_tokenizer", None), "normalizer", None)
         # The unknown token stands for ordinary characters too.
         self._watched = frozenset(self._controls.values()) - {hf.unk_token_id}
 
@@ -69,7 +72,13 @@ class TextEncoder:
         found |= {end - n for n in sizes if data[end - n : end] in self._heads}
         if any(data[begin : begin + n] in self._tails for n in sizes):
             found.add(begin)
+        if not found and self._pattern.search(self._normalised(data)):
+            found.add(begin)
         return found
+
+    def _normalised(self, data: str) -> str:
+        """As the tokenizer sees it where it looks for control tokens in normalised text."""
+        return data if self._normaliser is None else str(self._normaliser.normalize_str(data))
 
     def __call__(self, text: str) -> list[int]:
         """Tokens of ``text``, in which no mark stands before what is a control token.
@@ -78,38 +87,30 @@ class TextEncoder:
             DataError: the tokenizer makes a control token out of content whatever one does.
         """
         if MARK not in text:
-            ids = list(self._hf(text, add_special_tokens=False)["input_ids"])
-            if self._seen(ids) == self._written(text):
-                return ids
-        return self._encoded_apart(text)
+            return list(self._hf(text, add_special_tokens=False)["input_ids"])
+        ids, written = self._encoded_apart(text)
+        if [token for token in ids if token in self._watched] != written:
+            raise DataError(
+                f"{text.replace(MARK, '')[-60:]!r}: the tokenizer reads a control token in it, one "
+                f"of {sorted(self._controls)[:8]}, and has no other way to write that text"
+            )
+        return ids
 
-    def _seen(self, ids: list[int]) -> list[int]:
-        return [token for token in ids if token in self._watched]
-
-    def _written(self, text: str) -> list[int]:
-        found = [self._controls[match[0]] for match in self._pattern.finditer(text)]
-        return self._seen(found)
-
-    def _encoded_apart(self, text: str) -> list[int]:
+    def _encoded_apart(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens, and the control tokens that the template has written."""
         core, aliases, back = self._apart
         pieces: list[str] = []
         written: list[int] = []
         done = 0
         for match in self._pattern.finditer(text):
-            if not text[: match.start()].endswith(MARK):
+            if not text.endswith(MARK, 0, match.start()):
                 pieces += [text[done : match.start()], aliases[match[0]]]
                 written.append(self._controls[match[0]])
                 done = match.end()
         pieces.append(text[done:])
-        plain = "".join(pieces).replace(MARK, "")
-        found = core.encode(plain, add_special_tokens=False).ids
+        found = core.encode("".join(pieces).replace(MARK, ""), add_special_tokens=False).ids
         ids = [back.get(token, token) for token in found]
-        if self._seen(ids) != self._seen(written):
-            raise DataError(
-                f"{text.replace(MARK, '')[-60:]!r}: the tokenizer reads a control token in "
-                f"it, one of {sorted(self._controls)[:8]}, and has no other way to write that text"
-            )
-        return ids
+        return ids, [token for token in written if token in self._watched]
 
     @cached_property
     def _apart(self) -> tuple[Core, dict[str, str], dict[int, int]]:
