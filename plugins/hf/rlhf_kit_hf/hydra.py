@@ -25,7 +25,7 @@ from rlhf_kit_hf.artifact import BACKBONE, write_note
 from rlhf_kit_hf.layers import layer_list
 from rlhf_kit_hf.options import HydraOptions
 from rlhf_kit_hf.role import run_decoder
-from rlhf_kit_hf.strategy import Strategy
+from rlhf_kit_hf.strategy import SharedStrategy
 
 WEIGHTS = "branch.safetensors"
 
@@ -149,7 +149,7 @@ class HydraRole:
         write_note(folder, HydraMemory.name, **self._shape)
 
 
-class HydraMemory(Strategy):
+class HydraMemory(SharedStrategy):
     name = "hydra"
 
     def __init__(self, options: HydraOptions, source: ModelSource, context: Context) -> None:
