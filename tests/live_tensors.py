@@ -6,7 +6,6 @@ import gc
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,9 +19,7 @@ class Peak(TorchDispatchMode):
         self.bytes = self.peak = 0
         self._seen: dict[int, int] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = {x.untyped_storage()._cdata for x in _tensors((args, kwargs))}
         found = func(*args, **(kwargs or {}))
         for tensor in _tensors(found):
@@ -45,15 +42,26 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def activation_bytes(width: int) -> int:
-    """What is held by activations, tensors [B, T, width], and by rows of them in a Trunk."""
+    """What is held by activations, tensors [B, T, width], and by an Activations."""
     gc.collect()
     held: dict[int, int] = {}
     for found in gc.get_objects():
         if isinstance(found, Tensor):
             tensors = [found] if found.dim() == 3 and found.shape[2] == width else []
         else:
-            tensors = list(found.rows) if type(found).__name__ == "Trunk" else []
+            tensors = list(found.rows) if type(found).__name__ == "Activations" else []
         for tensor in tensors:
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
     return sum(held.values())
+
+
+SEEN: list[tuple[int, int]] = []  # of each call of a WITNESS: how many responses, and bytes held
+
+WITNESS = """
+import live_tensors
+
+def reward(responses):
+    live_tensors.SEEN.append((len(responses), live_tensors.activation_bytes({width})))
+    return [sum(map(ord, text)) % 101 / 101 for text in responses]
+"""  # a reward that looks around

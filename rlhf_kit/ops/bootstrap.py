@@ -7,7 +7,6 @@ from torch import Tensor
 
 from rlhf_kit.types import check_shape
 
-
 _BLOCK = 2**20  # indices at once: 8 MiB, and as much again for what they pick
 
 

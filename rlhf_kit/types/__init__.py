@@ -3,6 +3,7 @@
 G prompts of a comparison batch, K completions of one prompt. Masks are bool, True = valid.
 """
 
+from rlhf_kit.types.activations import Activations
 from rlhf_kit.types.comparisons import ComparisonBatch, Comparisons, Ranked
 from rlhf_kit.types.losses import (
     LossOutput,
@@ -17,9 +18,9 @@ from rlhf_kit.types.rollout import Advantages, Masked, PolicyOutput, PPOBatch, R
 from rlhf_kit.types.samples import Prompts, Samples, Sampling
 from rlhf_kit.types.shapes import check_shape
 from rlhf_kit.types.texts import TextBatch, Texts
-from rlhf_kit.types.trunk import Trunk
 
 __all__ = [
+    "Activations",
     "Advantages",
     "ComparisonBatch",
     "Comparisons",
@@ -39,7 +40,6 @@ __all__ = [
     "Sampling",
     "TextBatch",
     "Texts",
-    "Trunk",
     "ValueLossInputs",
     "check_shape",
 ]

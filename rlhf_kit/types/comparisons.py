@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.activations import Activations
 from rlhf_kit.types.packed import PackedTexts
 from rlhf_kit.types.ragged import Ragged
-from rlhf_kit.types.trunk import Trunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Comparisons:
     mask: Tensor  # [G, K] bool: which completions exist
     gold: Tensor | None  # [G, K] float32: the labeler's own scores, where it has them
     pad: int
-    trunk: Trunk | None = None  # of each packed prompt, computed once
+    trunk: Activations | None = None  # of each packed prompt, computed once
 
     def __len__(self) -> int:
         return self.ranks.shape[0]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.activations import Activations
 from rlhf_kit.types.shapes import joined, width_of
-from rlhf_kit.types.trunk import Trunk
 
 Row = dict[str, Any]
 
@@ -72,7 +72,7 @@ class Samples:
     finished: Tensor  # [B] bool: ended with an end-of-sequence token
     temperature: float
     decode: Callable[[list[int]], str] = field(repr=False)
-    trunk: Trunk | None = None  # of the tokens, at the frozen/trainable boundary
+    trunk: Activations | None = None  # of the tokens, at the frozen/trainable boundary
     # [B, R] of the tokens when they were drawn; garbage in the padding
     sampled_logprobs: Tensor | None = None
 
@@ -154,7 +154,7 @@ class Samples:
             response_tokens=joined([part.response_tokens for part in parts]),
             response_mask=joined([part.response_mask for part in parts]),
             finished=torch.cat([part.finished for part in parts]),
-            trunk=Trunk.join(trunks) if trunks else None,
+            trunk=Activations.join(trunks) if trunks else None,
             sampled_logprobs=joined(drawn) if drawn else None,
         )
 

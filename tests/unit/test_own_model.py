@@ -27,7 +27,7 @@ from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import NumericsError, RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
-from rlhf_kit.types import Samples, Sampling, TextBatch, Trunk
+from rlhf_kit.types import Activations, Samples, Sampling, TextBatch
 
 RM = StageRef(stage="reward_model")
 
@@ -208,7 +208,9 @@ def test_on_another_backbone_it_scores_the_text(
         torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=2e-5)
 
     # The policy's activations mean nothing to it.
-    garbage = replace(samples, trunk=Trunk(tuple(row * math.nan for row in samples.trunk.rows)))
+    garbage = replace(
+        samples, trunk=Activations(tuple(row * math.nan for row in samples.trunk.rows))
+    )
     assert torch.equal(reward(garbage), found)
 
 

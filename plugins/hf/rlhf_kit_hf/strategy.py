@@ -25,6 +25,7 @@ class Strategy:
     """Base of the strategies in this package; implements rlhf_kit.interfaces.Memory."""
 
     name: ClassVar[str]
+
     def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
         device = options.device
         if device == "auto":

@@ -14,7 +14,6 @@ from rlhf_kit_instructgpt.left_out import LeftOut
 from rlhf_kit_instructgpt.options import SamplingOptions
 from rlhf_kit_instructgpt.prompts import PromptSet, shown
 
-
 # Enough to tell perplexities apart, and few enough to measure often.
 HELD_OUT_BLOCKS = 32
 

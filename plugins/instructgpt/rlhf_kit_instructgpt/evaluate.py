@@ -138,7 +138,9 @@ class Evaluate:
         )
 
     def _pairs(self, sft: Judged, ppo: Judged) -> list[dict[str, Any]]:
-        prompts = [row for row in self._prompts.rows for _ in range(self._options.samples_per_prompt)]
+        prompts = [
+            row for row in self._prompts.rows for _ in range(self._options.samples_per_prompt)
+        ]
         return [
             {
                 "prompt": row.get("prompt") or row["messages"][-1]["content"],

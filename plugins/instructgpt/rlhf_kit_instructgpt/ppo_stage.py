@@ -136,9 +136,7 @@ class PPOPtxStage:
             ptx=self._ptx,
             limit=KLLimit(o.kl_limit, o.on_kl_limit, o.rollback_factor, restored),
             optimizer=optimizer,
-            prompts=PromptStream(
-                self._prompts, o.rollout_batch, generator, o.samples_per_prompt
-            ),
+            prompts=PromptStream(self._prompts, o.rollout_batch, generator, o.samples_per_prompt),
             pretraining=pretraining,
             held_out=self._held_out,
             ema=ema,

@@ -16,13 +16,13 @@ from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.interfaces import Context, Loss, RewardModel, StageRun
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.types import (
+    Activations,
     ComparisonBatch,
     Comparisons,
     PackedTexts,
     PreferenceInputs,
     TextBatch,
     Texts,
-    Trunk,
 )
 from rlhf_kit_instructgpt.batches import answered, read_comparisons
 from rlhf_kit_instructgpt.losses import better_pairs
@@ -129,14 +129,14 @@ class RewardModelStage:
         if size > self._options.trunk_cache_mib:
             return data
         chunks = by_length(data.lengths, self._options.micro_batch)
-        found = Trunk.join(self._trunk_of(model, data, prompts) for prompts in chunks)
+        found = Activations.join(self._trunk_of(model, data, prompts) for prompts in chunks)
         return replace(data, trunk=found.select(torch.cat(list(chunks)).argsort().tolist()))
 
     @staticmethod
-    def _trunk_of(model: RewardModel, data: Comparisons, prompts: Tensor) -> Trunk:
+    def _trunk_of(model: RewardModel, data: Comparisons, prompts: Tensor) -> Activations:
         texts = model.encode(data.select(prompts).texts)
         assert texts.trunk is not None
-        return Trunk.of(texts.trunk, texts.mask).to(torch.device("cpu"))
+        return Activations.of(texts.trunk, texts.mask).to(torch.device("cpu"))
 
     @staticmethod
     def _inputs(model: RewardModel, batch: ComparisonBatch) -> PreferenceInputs:

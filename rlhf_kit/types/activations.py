@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Trunk:
+class Activations:
     """The activations of B rows, each [T_i, H]: those of the row's valid tokens, in their order.
 
     They outlive a forward pass, where everything else of its size does not. Padded, one long
@@ -20,12 +20,12 @@ class Trunk:
     rows: tuple[Tensor, ...]  # views of a few larger tensors; a selection copies nothing
 
     @classmethod
-    def of(cls, activations: Tensor, mask: Tensor) -> Trunk:
+    def of(cls, activations: Tensor, mask: Tensor) -> Activations:
         """Keep of ``activations`` [B, T, H] what ``mask`` [B, T] calls valid."""
         return cls(activations[mask].split(mask.sum(1).tolist()))
 
     @classmethod
-    def of_columns(cls, pieces: list[Tensor], mask: Tensor) -> Trunk:
+    def of_columns(cls, pieces: list[Tensor], mask: Tensor) -> Activations:
         """The same of neighbouring columns, as decoding yields them.
 
         Args:
@@ -47,15 +47,15 @@ class Trunk:
         return cls(flat.split(lengths.tolist()))
 
     @classmethod
-    def join(cls, parts: Iterable[Trunk]) -> Trunk:
+    def join(cls, parts: Iterable[Activations]) -> Activations:
         """The rows of several, one after the other."""
         return cls(tuple(row for part in parts for row in part.rows))
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, index: Sequence[int]) -> Trunk:
-        return Trunk(tuple(self.rows[i] for i in index))
+    def select(self, index: Sequence[int]) -> Activations:
+        return Activations(tuple(self.rows[i] for i in index))
 
     def padded(self, mask: Tensor) -> Tensor:
         """[B, T, H], a fresh tensor: row i laid where ``mask`` [B, T] is True, zero elsewhere.
@@ -74,5 +74,5 @@ class Trunk:
             found[i, mask[i]] = row.to(found.device)
         return found
 
-    def to(self, device: torch.device) -> Trunk:
-        return Trunk(tuple(row.to(device) for row in self.rows))
+    def to(self, device: torch.device) -> Activations:
+        return Activations(tuple(row.to(device) for row in self.rows))
