@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rlhf_kit_instructgpt.left_out import LeftOut
 from toys import write_toy_recipe
 
 from rlhf_kit.recipe import open_recipe
@@ -134,6 +133,8 @@ def test_empty_completions_are_counted(
 
 
 def test_nothing_left_out_is_not_mentioned() -> None:
+    from rlhf_kit_instructgpt.left_out import LeftOut
+
     left_out = LeftOut()
     left_out.note(0, 5, "prompts", "too long")
     assert left_out.summary() == {}
