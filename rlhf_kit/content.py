@@ -46,7 +46,7 @@ def folder_hash(folder: Path, *, without: Iterable[str] = ()) -> str:
     return found.hexdigest()
 
 
-class Snapshot:
+class Contents:
     """Hashes of files, folders and sources as they are now; everything is looked at once.
 
     The source of a module is that of its file and of everything it imports. Followed are the

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from rlhf_kit.components import Part, StageRef
-from rlhf_kit.content import Snapshot
+from rlhf_kit.content import Contents
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.interfaces import (
     DataSource,
@@ -50,7 +50,7 @@ class Backbone:
     def tokenizer(self) -> Tokenizer:
         return self.source.tokenizer()
 
-    def identity(self, now: Snapshot) -> dict[str, Any]:
+    def identity(self, now: Contents) -> dict[str, Any]:
         """What the result of a stage depends on, for its fingerprint."""
         resolved: dict[str, Any] = {}
         target = self.memory.component.load()
@@ -104,7 +104,7 @@ class RunContext:
     def records(self) -> dict[str, StageRecord]:
         """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
         records: dict[str, StageRecord] = {}
-        now = Snapshot()
+        now = Contents()
         for id, stage in self.recipe.stages.items():
             context = StageContext(self, id)
             data = [p for p in parts_of(stage.part) if p.component.seam == "data"]

@@ -44,12 +44,12 @@ def last_index(mask: Tensor) -> Tensor:
     return torch.where(mask, columns, 0).amax(1)
 
 
-def by_length(mask: Tensor, size: int) -> Sequence[Tensor]:
-    """The rows of ``mask`` [B, T] in chunks of at most ``size``, neighbours in length together.
+def by_length(lengths: Tensor, size: int) -> Sequence[Tensor]:
+    """Rows of ``lengths`` [B] in chunks of at most ``size``, neighbours in length together.
 
     A chunk is as wide as its longest row, so sorted rows carry the least padding.
     """
-    return mask.sum(1).argsort(stable=True).split(size)
+    return lengths.argsort(stable=True).split(size)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from rlhf_kit.components import Module, Options, Part, StageRef, effect_of
-from rlhf_kit.content import Snapshot, folder_hash
+from rlhf_kit.content import Contents, folder_hash
 from rlhf_kit.recipe.problems import key_of
 from rlhf_kit.run_folder import METRICS, RECORD
 
@@ -18,7 +18,7 @@ from rlhf_kit.run_folder import METRICS, RECORD
 _NO_RESULT = (RECORD, METRICS, "checkpoints")
 
 
-def identity(part: Part, now: Snapshot) -> dict[str, Any]:
+def identity(part: Part, now: Contents) -> dict[str, Any]:
     """A part as JSON-able values that are the same whenever its result is the same.
 
     Options that change nothing, or rounding at most, are left out, and so is what another option
@@ -57,7 +57,7 @@ def _execution(options: BaseModel, before: str) -> Iterator[tuple[str, Any]]:
                 yield from _execution(item, place)
 
 
-def _options(options: BaseModel, now: Snapshot) -> dict[str, Any]:
+def _options(options: BaseModel, now: Contents) -> dict[str, Any]:
     idle = options.idle() if isinstance(options, Options) else {}
     values = {
         key_of(name, field): _value(getattr(options, name), now)
@@ -67,7 +67,7 @@ def _options(options: BaseModel, now: Snapshot) -> dict[str, Any]:
     return values | {k: _value(v, now) for k, v in (options.model_extra or {}).items()}
 
 
-def _value(value: Any, now: Snapshot) -> Any:
+def _value(value: Any, now: Contents) -> Any:
     if isinstance(value, Part):
         return identity(value, now)
     if isinstance(value, StageRef):

@@ -3,7 +3,8 @@
 G prompts of a comparison batch, K completions of one prompt. Masks are bool, True = valid.
 """
 
-from rlhf_kit.types.comparisons import ComparisonBatch
+from rlhf_kit.types.activations import Activations
+from rlhf_kit.types.comparisons import ComparisonBatch, Comparisons, Ranked
 from rlhf_kit.types.losses import (
     LossOutput,
     NllInputs,
@@ -12,14 +13,17 @@ from rlhf_kit.types.losses import (
     ValueLossInputs,
 )
 from rlhf_kit.types.packed import PackedTexts
+from rlhf_kit.types.ragged import Ragged
 from rlhf_kit.types.rollout import Advantages, Masked, PolicyOutput, PPOBatch, Rollout
 from rlhf_kit.types.samples import Prompts, Samples, Sampling
 from rlhf_kit.types.shapes import check_shape
-from rlhf_kit.types.texts import TextBatch
+from rlhf_kit.types.texts import TextBatch, Texts
 
 __all__ = [
+    "Activations",
     "Advantages",
     "ComparisonBatch",
+    "Comparisons",
     "LossOutput",
     "Masked",
     "NllInputs",
@@ -29,10 +33,13 @@ __all__ = [
     "PolicyOutput",
     "PreferenceInputs",
     "Prompts",
+    "Ragged",
+    "Ranked",
     "Rollout",
     "Samples",
     "Sampling",
     "TextBatch",
+    "Texts",
     "ValueLossInputs",
     "check_shape",
 ]

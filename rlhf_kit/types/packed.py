@@ -32,9 +32,16 @@ class PackedTexts:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Tokens], completions: Sequence[Sequence[Tokens]], pad: int
+        cls,
+        prompts: Sequence[Tokens],
+        completions: Sequence[Sequence[Tokens]],
+        pad: int,
+        most: int | None = None,
     ) -> PackedTexts:
-        """Pack token lists: ``completions[g]`` are those of ``prompts[g]``."""
+        """Pack token lists: ``completions[g]`` are those of ``prompts[g]``.
+
+        ``most`` is K; None: the most that one of these prompts has.
+        """
         rows = [[p, *own] for p, own in zip(prompts, completions, strict=True)]
         width = max((sum(map(len, row)) for row in rows), default=0)
         shape = (len(rows), width)
@@ -50,7 +57,8 @@ class PackedTexts:
                 segment[g, begin:end] = k
                 positions[g, begin:end] = torch.arange(first, first + len(part))
             mask[g, :end] = True
-        most = max(map(len, completions), default=0)
+        if most is None:
+            most = max(map(len, completions), default=0)
         return cls(tokens, mask, segment, positions, most)
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.types.samples import Samples
-from rlhf_kit.types.shapes import joined
+from rlhf_kit.types.shapes import joined, width_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +89,23 @@ class PPOBatch:
         """What the critic's loss counts."""
         return Masked(self.places)
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def select(self, index: Tensor) -> PPOBatch:
+        """Rows ``index``, cut to the longest of them; a place after an end is kept."""
+        places = self.places[index]
+        width = max(width_of(places), width_of(self.mask[index]))
         return PPOBatch(
-            self.samples.select(index),
-            self.logprobs[index],
-            None if self.values is None else self.values[index],
-            self.advantages[index],
-            self.returns[index],
-            self.places[index],
+            self.samples.select(index, width),
+            self.logprobs[index, :width],
+            None if self.values is None else self.values[index, :width],
+            self.advantages[index, :width],
+            self.returns[index, :width],
+            places[:, :width],
         )
 
     def split(self, size: int) -> Iterator[PPOBatch]:
         """Micro-batches of at most ``size`` rows."""
-        for rows in torch.arange(len(self.samples)).split(size):
+        for rows in torch.arange(len(self)).split(size):
             yield self.select(rows)

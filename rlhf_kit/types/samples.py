@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.types.shapes import joined
+from rlhf_kit.types.activations import Activations
+from rlhf_kit.types.shapes import joined, width_of
 
 Row = dict[str, Any]
 
@@ -71,7 +72,7 @@ class Samples:
     finished: Tensor  # [B] bool: ended with an end-of-sequence token
     temperature: float
     decode: Callable[[list[int]], str] = field(repr=False)
-    trunk: Tensor | None = None  # [B, T, H] activations at the frozen/trainable boundary
+    trunk: Activations | None = None  # of the tokens, at the frozen/trainable boundary
     # [B, R] of the tokens when they were drawn; garbage in the padding
     sampled_logprobs: Tensor | None = None
 
@@ -109,24 +110,28 @@ class Samples:
             for tokens, mask in zip(self.response_tokens, self.response_mask, strict=True)
         ]
 
-    def select(self, index: Tensor) -> Samples:
-        """Rows ``index``, widths unchanged."""
-        prompts = Prompts(
-            self.prompts.tokens[index],
-            self.prompts.mask[index],
-            [self.prompts.rows[i] for i in index.tolist()],
-            self.prompts.group[index],
-        )
+    def padded_trunk(self) -> Tensor | None:
+        """[B, T, H], aligned with ``tokens``, made anew by every call: nobody keeps the padding."""
+        return None if self.trunk is None else self.trunk.padded(self.token_mask)
+
+    def select(self, index: Tensor, columns: int = 0) -> Samples:
+        """Rows ``index``, cut on both sides to the longest of them.
+
+        Args:
+            index: [B] int64.
+            columns: of the responses, at least so many are kept.
+        """
+        mask = self.response_mask[index]
+        width = max(columns, width_of(mask))
+        drawn = self.sampled_logprobs
         return replace(
             self,
-            prompts=prompts,
-            response_tokens=self.response_tokens[index],
-            response_mask=self.response_mask[index],
+            prompts=self.prompts.select(index),
+            response_tokens=self.response_tokens[index, :width],
+            response_mask=mask[:, :width],
             finished=self.finished[index],
-            trunk=None if self.trunk is None else self.trunk[index],
-            sampled_logprobs=(
-                None if self.sampled_logprobs is None else self.sampled_logprobs[index]
-            ),
+            trunk=None if self.trunk is None else self.trunk.select(index.tolist()),
+            sampled_logprobs=None if drawn is None else drawn[index, :width],
         )
 
     def with_room(self, width: int) -> Samples:
@@ -141,7 +146,6 @@ class Samples:
             self,
             response_tokens=wide(self.response_tokens),
             response_mask=wide(self.response_mask),
-            trunk=None if self.trunk is None else wide(self.trunk),
             sampled_logprobs=None if drawn is None else wide(drawn),
         )
 
@@ -159,15 +163,13 @@ class Samples:
         )
         trunks = [part.trunk for part in parts if part.trunk is not None]
         drawn = [p.sampled_logprobs for p in parts if p.sampled_logprobs is not None]
-        if trunks:
-            trunks = [_around(p, prompts, trunk) for p, trunk in zip(parts, trunks, strict=True)]
         return replace(
             first,
             prompts=prompts,
             response_tokens=joined([part.response_tokens for part in parts]),
             response_mask=joined([part.response_mask for part in parts]),
             finished=torch.cat([part.finished for part in parts]),
-            trunk=joined(trunks) if trunks else None,
+            trunk=Activations.join(trunks) if trunks else None,
             sampled_logprobs=joined(drawn) if drawn else None,
         )
 
@@ -175,9 +177,3 @@ class Samples:
         """Chunks of at most ``size`` rows."""
         for rows in torch.arange(len(self)).split(size):
             yield self.select(rows)
-
-
-def _around(part: Samples, prompts: Prompts, trunk: Tensor) -> Tensor:
-    """``trunk`` [B, T, H] with room on the left for the wider prompts of a joined batch."""
-    width = prompts.tokens.shape[1] - part.prompts.tokens.shape[1]
-    return torch.cat([trunk.new_zeros((len(trunk), width, trunk.shape[2])), trunk], 1)

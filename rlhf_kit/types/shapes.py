@@ -33,6 +33,12 @@ def check_shape(tensor: Tensor, legend: str, name: str, **sizes: int) -> dict[st
     return bound
 
 
+def width_of(mask: Tensor) -> int:
+    """How many columns of ``mask`` [B, T] bool it takes to hold every True; 0 without one."""
+    used = mask.any(0).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
+
+
 def joined(parts: Sequence[Tensor], *, left: bool = False) -> Tensor:
     """Stack [B_i, T_i, ...] along rows, padding dimension 1 with zeros to the widest."""
     width = max(part.shape[1] for part in parts)

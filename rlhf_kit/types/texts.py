@@ -1,4 +1,4 @@
-"""A batch of whole texts, right-padded: for SFT, reward models and the pretraining mix."""
+"""Whole texts, for SFT, reward models and the pretraining mix: a batch, and what it comes from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from rlhf_kit.types.ragged import Ragged
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,5 +47,42 @@ class TextBatch:
 
     def split(self, size: int) -> Iterator[TextBatch]:
         """Micro-batches of at most ``size`` rows."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.select(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """N texts without padding; a batch of them is made when it is needed."""
+
+    tokens: Ragged
+    begins: Tensor  # [N] int64: how many tokens come before those that count
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] int64, in tokens."""
+        return self.tokens.lengths
+
+    def first(self, count: int) -> Texts:
+        """The first ``count`` of them."""
+        index = torch.arange(min(count, len(self)))
+        return Texts(self.tokens.select(index), self.begins[index], self.pad)
+
+    def select(self, index: Tensor) -> TextBatch:
+        """Texts ``index``, padded to the longest of them.
+
+        The target is laid by position, never by comparing with the pad id: where pad and
+        end-of-sequence are one token, the end must survive in the labels.
+        """
+        tokens, mask = self.tokens.select(index).padded(self.pad)
+        columns = torch.arange(tokens.shape[1])
+        return TextBatch(tokens, mask, mask & (columns >= self.begins[index][:, None]))
+
+    def split(self, size: int) -> Iterator[TextBatch]:
+        """Micro-batches of at most ``size`` texts."""
         for rows in torch.arange(len(self)).split(size):
             yield self.select(rows)

@@ -303,7 +303,8 @@ def test_micro_batches_do_not_change_a_step_of_ppo(
         # A single small matrix may be off by a little more than all of them together.
         for gradient, wanted in zip(found[micro], whole, strict=True):
             assert distance([gradient], [wanted]) <= 1e-5
-        assert distance(found[micro], whole) <= 1e-6
+        # A micro-batch is as wide as its longest row: other shapes, other float32 roundings.
+        assert distance(found[micro], whole) <= 3e-6
 
 
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:

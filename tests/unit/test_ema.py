@@ -83,7 +83,7 @@ def test_applied_puts_the_average_in_and_the_weights_back(dtype: torch.dtype) ->
         average.update()
     own = [p.detach().clone() for p in model]
     precise = [p.clone() for p in optimizer.precise(model)]
-    wanted = [t.to(dtype) for t in average.state_dict()["average"]]
+    wanted = [t.to(dtype, copy=True) for t in average.state_dict()["average"]]
     with average.applied():
         assert all(torch.equal(p, t) for p, t in zip(model, wanted, strict=True))
         assert not any(torch.equal(p, t) for p, t in zip(model, own, strict=True))

@@ -31,10 +31,9 @@ def test_captured_trunk_is_the_recomputed_one(
 ) -> None:
     _, policy, samples = built(context_of("hydra", kind, trainable_layers=layers))
     again = policy._trained.encode(samples.tokens, samples.token_mask)
-    assert samples.trunk is not None
-    assert samples.trunk.shape == (*samples.tokens.shape, 32)
-    mask = samples.token_mask
-    torch.testing.assert_close(samples.trunk[mask], again[mask], rtol=1e-5, atol=1e-5)
+    mask, trunk = samples.token_mask, samples.padded_trunk()
+    assert trunk is not None and trunk.shape == (*samples.tokens.shape, 32)
+    torch.testing.assert_close(trunk[mask], again[mask], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         captured = policy.evaluate(samples).logprobs
         computed = policy.evaluate(replace(samples, trunk=None)).logprobs
@@ -52,7 +51,7 @@ def test_trunk_is_the_hidden_state_at_the_split(
         with torch.no_grad():
             states = model(row[None], output_hidden_states=True).hidden_states
         assert samples.trunk is not None
-        torch.testing.assert_close(samples.trunk[i][mask], states[3][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(samples.trunk.rows[i], states[3][0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_captured_trunk_spares_the_lower_layers(context_of: Callable[..., Any]) -> None:

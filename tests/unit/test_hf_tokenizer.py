@@ -15,6 +15,7 @@ from toys import CONTEXT, toy_tokenizer, write_toy_model
 from transformers import AutoTokenizer, LlamaConfig
 
 from rlhf_kit.errors import RecipeError
+from rlhf_kit.types import TextBatch
 
 
 def tokenizer(folder: Path, **options: Any) -> ChatTokenizer:
@@ -90,6 +91,17 @@ def test_no_end_token_is_refused(toy_model: Path) -> None:
         ChatTokenizer(plain, PretrainedOptions(name="x"), None)
 
 
+def answered(pairs: list[tuple[Any, str, bool]], chat: ChatTokenizer) -> TextBatch:
+    """Prompts with responses (row, text, finished), in one batch."""
+    batches = importlib.import_module("rlhf_kit_instructgpt.batches")
+    prompts = importlib.import_module("rlhf_kit_instructgpt.prompts").PromptSet
+    rows = [row for row, _, _ in pairs]
+    answers = [(text, finished) for _, text, finished in pairs]
+    texts = batches.answered(prompts.of(rows, chat), answers, chat)
+    found: TextBatch = texts.select(torch.arange(len(texts)))
+    return found
+
+
 def test_where_padding_is_the_end_the_end_is_still_learned(tmp_path: Path) -> None:
     """Labels that compare with the padding token lose every end; the model then never stops."""
     folder = write_toy_model("llama", tmp_path)
@@ -97,7 +109,6 @@ def test_where_padding_is_the_end_the_end_is_still_learned(tmp_path: Path) -> No
     plain.pad_token = plain.eos_token
     chat = ChatTokenizer(plain, PretrainedOptions(name=str(folder)), CONTEXT)
     assert chat.pad_id == chat.eos_id
-    answered = importlib.import_module("rlhf_kit_instructgpt.batches").answered
     pairs = [({"prompt": "a"}, "Yes.", True), ({"prompt": "a longer one"}, "No, not ever.", True)]
     batch = answered(pairs, chat)
     for i, (row, text, _) in enumerate(pairs):
@@ -109,7 +120,6 @@ def test_where_padding_is_the_end_the_end_is_still_learned(tmp_path: Path) -> No
 
 def test_unfinished_completions_do_not_teach_an_end(toy_model: Path) -> None:
     chat = tokenizer(toy_model)
-    answered = importlib.import_module("rlhf_kit_instructgpt.batches").answered
     batch = answered([({"prompt": "a"}, "cut o", False)], chat)
     assert batch.tokens[0][1:][batch.predicted[0]].tolist() == chat.text("cut o")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import weakref
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import NumericsError, RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
-from rlhf_kit.types import Samples, Sampling, TextBatch
+from rlhf_kit.types import Activations, Samples, Sampling, TextBatch
 
 RM = StageRef(stage="reward_model")
 
@@ -111,7 +112,7 @@ def test_a_stage_uses_its_own_blocks(toy_model: Path, other_model: Path, tmp_pat
     assert rm.tokenizer.prompt(row) == ppo.tokenizer_of(RM).prompt(row)
     assert ppo.tokenizer_of(None) is ppo.tokenizer
     assert ppo.tokenizer_of(StageRef(stage="sft")) is ppo.tokenizer
-    kinds = [type(m.model).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
+    kinds = [type(m.load()).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
     assert kinds == ["Qwen3ForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]
     names = [type(m).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
     assert names == ["FullMemory", "HydraMemory", "FullMemory"]
@@ -124,7 +125,7 @@ def test_one_block_of_its_own_is_enough(
     own = {key: own_blocks(other_model, "lora")[key]}
     run = run_context(write_recipe(tmp_path, toy_model, "full", own))
     memory = StageContext(run, "reward_model").memory()
-    names = (type(memory.model).__name__, type(memory).__name__)  # type: ignore[attr-defined]
+    names = (type(memory.load()).__name__, type(memory).__name__)  # type: ignore[attr-defined]
     assert names == (
         ("Qwen3ForCausalLM", "FullMemory") if key == "model" else ("LlamaForCausalLM", "LoraMemory")
     )
@@ -148,6 +149,14 @@ def test_equal_blocks_are_one_source(toy_model: Path, other_model: Path, tmp_pat
     assert run.backbone("reward_model").key != run.backbone("second").key
 
 
+def lowest_layer(reward: TrainedReward) -> torch.nn.Module:
+    """The lowest layer of the model that a loaded reward decodes with."""
+    role: Any = reward._model._role  # type: ignore[union-attr]
+    with role.decoding() as model:
+        lowest: torch.nn.Module = model.base_model.layers[0]
+    return lowest
+
+
 @pytest.mark.parametrize("memory", ["full", "lora", "hydra"])
 def test_on_the_policys_backbone_it_reads_the_policys_samples(
     toy_model: Path, tmp_path: Path, memory: str
@@ -163,7 +172,7 @@ def test_on_the_policys_backbone_it_reads_the_policys_samples(
     expected = own.reward_model(run.stage_folder("reward_model"), trainable=False)(samples)
     torch.testing.assert_close(reward(samples), expected, rtol=0, atol=1e-5)
     calls: list[int] = []
-    lowest = own.model.base_model.layers[0]  # type: ignore[attr-defined]
+    lowest = lowest_layer(reward)
     lowest.register_forward_hook(lambda *_: calls.append(1))
     reward(samples)
     if memory == "hydra":
@@ -208,7 +217,9 @@ def test_on_another_backbone_it_scores_the_text(
         torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=2e-5)
 
     # The policy's activations mean nothing to it.
-    garbage = replace(samples, trunk=torch.full_like(samples.trunk, float("nan")))
+    garbage = replace(
+        samples, trunk=Activations(tuple(row * math.nan for row in samples.trunk.rows))
+    )
     assert torch.equal(reward(garbage), found)
 
 
@@ -270,7 +281,7 @@ def test_a_folder_of_another_run_is_on_the_recipes_model(
     ref = StageRef(folder=trained(elsewhere))
     context = StageContext(run, "reward_model")
     memory = context.memory(ref)
-    assert type(memory.model).__name__ == "LlamaForCausalLM"  # type: ignore[attr-defined]
+    assert type(memory.load()).__name__ == "LlamaForCausalLM"  # type: ignore[attr-defined]
     memory.reward_model(ref.folder, trainable=False)
     foreign = run_context(write_toy_recipe(tmp_path / "c", other_model, "lora"))
     with pytest.raises(RecipeError) as caught:
@@ -291,7 +302,7 @@ def test_other_weights_of_the_same_shape_are_another_backbone(
     note = json.loads((tmp_path / "saved/memory.json").read_text())
     assert note["backbone"].startswith("llama 4 x 32 ")
     changed = shutil.copytree(toy_model, tmp_path / "changed")
-    model = context_of("full").memory().model
+    model = context_of("full").memory().load()
     with torch.no_grad():
         model.get_output_embeddings().weight += 0.1
     model.save_pretrained(changed)

@@ -21,6 +21,7 @@ from rlhf_kit_instructgpt.options import (
 from rlhf_kit_instructgpt.plugin import rlhf_check_recipe, rlhf_components
 from rlhf_kit_instructgpt.ppo_parts import PPOParts
 from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
+from rlhf_kit_instructgpt.prompts import PromptSet
 from rlhf_kit_instructgpt.streams import PromptStream
 from torch import Tensor
 
@@ -41,6 +42,7 @@ class Tokenizer:
 
 ROWS = [{"prompt": str(i)} for i in range(6)]
 TOKENIZER: Any = Tokenizer()
+PROMPTS = PromptSet.of(ROWS, TOKENIZER)
 
 
 def ppo(**changes: Any) -> Part:
@@ -53,7 +55,7 @@ def ppo(**changes: Any) -> Part:
 
 
 def test_each_prompt_is_repeated_in_a_group_of_its_own() -> None:
-    stream = PromptStream(ROWS, 6, TOKENIZER, torch.Generator().manual_seed(0), repeat=3)
+    stream = PromptStream(PROMPTS, 6, torch.Generator().manual_seed(0), repeat=3)
     seen = []
     for _ in range(3):
         prompts = stream.next()
@@ -66,7 +68,7 @@ def test_each_prompt_is_repeated_in_a_group_of_its_own() -> None:
 
 
 def test_a_single_response_is_a_group_of_one() -> None:
-    stream = PromptStream(ROWS, 4, TOKENIZER, torch.Generator().manual_seed(0))
+    stream = PromptStream(PROMPTS, 4, torch.Generator().manual_seed(0))
     assert stream.next().group.tolist() == [0, 1, 2, 3]
 
 
@@ -157,7 +159,7 @@ def test_ppo_without_a_critic_learns() -> None:
         value_loss=ClippedValue(ClipOptions()),
         ptx_loss=TokenNLL(NoOptions()),
         optimizer=Optimizer(groups),
-        prompts=PromptStream(ROWS, 32, TOKENIZER, run.generator, chosen.samples_per_prompt),
+        prompts=PromptStream(PROMPTS, 32, run.generator, chosen.samples_per_prompt),
     )
     PPOPtx(parts, chosen).run(run)  # type: ignore[arg-type]
     assert all(r.values is None for r in run.rollouts)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rlhf_kit_instructgpt.batches import answered, comparison_batch
+from rlhf_kit_instructgpt.batches import answered, read_comparisons
+from rlhf_kit_instructgpt.prompts import PromptSet
 from toy_runs import metrics, run, summary
 from toys import write_toy_recipe
 
@@ -64,12 +65,15 @@ def test_demonstrations_average_zero(toy_model: Path, tmp_path: Path, memory: st
         json.loads(line)
         for line in (tmp_path / "project" / "demonstrations.jsonl").read_text().splitlines()
     ]
-    pairs = [(row, row["response"], True) for row in rows if row["split"] == "train"]
-    held_out = comparison_batch(comparisons()[7:], context.tokenizer)
+    rows = [row for row in rows if row["split"] == "train"]
+    prompts = PromptSet.of(rows, context.tokenizer)
+    texts = answered(prompts, ((row["response"], True) for row in rows), context.tokenizer)
+    read = read_comparisons(comparisons()[7:], context.tokenizer)
+    held_out = read.select(torch.arange(len(read)))
     options = resolved.stages["reward_model"].part.options
     loss = context.build(options.loss)  # type: ignore[attr-defined]
     with torch.no_grad():
-        scores = model.score(answered(pairs, context.tokenizer))
+        scores = model.score(texts.select(torch.arange(len(texts))))
         compared = model.compare(held_out.texts)
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert scores.abs().max() > 1e-3
@@ -126,12 +130,13 @@ def test_null_ranks_become_minus_one(toy_model: Path, tmp_path: Path) -> None:
     context = StageContext(RunContext(resolved, tmp_path / "run"), "reward_model")
     tokenizer = context.tokenizer
     rows = [{"prompt": "Hi", "completions": ["a", "b", "c"], "ranks": [1, None, 0]}]
-    batch = comparison_batch(rows, tokenizer)
+    batch = read_comparisons(rows, tokenizer).select(torch.tensor([0]))
     assert batch.ranks.tolist() == [[1, -1, 0]]
     assert bool(batch.mask.all())
     assert batch.texts.lengths().tolist() == [[2, 2, 2]]  # a letter and the end
     separate, _ = batch.texts.unpacked()
-    wanted = answered([(rows[0], text, True) for text in "abc"], tokenizer)
+    prompts = PromptSet.of(rows * 3, tokenizer)
+    wanted = answered(prompts, ((text, True) for text in "abc"), tokenizer).select(torch.arange(3))
     for name in ("tokens", "mask", "target"):
         assert torch.equal(getattr(separate, name), getattr(wanted, name))
 

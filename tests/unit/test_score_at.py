@@ -119,7 +119,7 @@ class Critic:
     table: torch.nn.Parameter
 
     def __call__(self, states: Tensor, samples: Samples) -> Tensor:
-        return self.table.expand(len(samples), 3)
+        return self.table[: states.shape[1]].expand(len(samples), -1)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         yield self.table

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from rlhf_kit.ops.logprobs import sample_tokens
 from rlhf_kit.ops.sequence import is_any, position_ids, response_mask
-from rlhf_kit.types import Prompts, Samples, Sampling
+from rlhf_kit.types import Activations, Prompts, Samples, Sampling
 from rlhf_kit_hf.role import Role
 
 
@@ -70,7 +70,7 @@ def decode(
         finished=(is_any(responses, ends) & valid).any(1),
         temperature=sampling.temperature,
         decode=to_text,
-        trunk=torch.cat(trunk, 1) if trunk else None,
+        trunk=Activations.of_columns(trunk, torch.cat([prompts.mask, valid], 1)) if trunk else None,
         sampled_logprobs=torch.stack(logprobs, 1) if logprobs else None,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -81,22 +80,25 @@ class FullRole:
 
 
 class FullMemory(Strategy):
-    computes = False
-
     def __init__(self, options: FullOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
+        # Loaded to be checked, and then the first role's: no model is idle while a stage runs.
+        self._fresh: Any = self.load()
+        self._kind = type(self._fresh)
 
     def shape(self) -> dict[str, Any]:
         """The weights come with the folder; which tokens they read does not."""
         return {"tokenizer": reading(self.tokenizer), **super().shape()}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> FullRole:
+        fresh, self._fresh = self._fresh, None
         if start is None:
-            model = copy.deepcopy(self.model).to(self.device)
+            model = self.load() if fresh is None else fresh
             return FullRole(model, self.shape(), trainable=trainable)
+        del fresh  # its place is needed
         # from_pretrained, since save_pretrained may write other names than the model's own
         # (GPT-NeoX's head), leaves tied weights out, and splits what is large.
-        model, report = type(self.model).from_pretrained(
+        model, report = self._kind.from_pretrained(
             start, dtype=self.dtype, local_files_only=True, output_loading_info=True
         )
         if report["missing_keys"]:

@@ -26,7 +26,7 @@ from rlhf_kit_hf.layers import layer_list
 from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import HydraOptions
 from rlhf_kit_hf.role import run_decoder
-from rlhf_kit_hf.strategy import Strategy
+from rlhf_kit_hf.strategy import SharedStrategy
 
 WEIGHTS = "branch.safetensors"
 
@@ -150,7 +150,7 @@ class HydraRole:
         write_note(folder, HydraOptions.strategy, **self._shape)
 
 
-class HydraMemory(Strategy):
+class HydraMemory(SharedStrategy):
     def __init__(self, options: HydraOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
         self._trunk = Trunk(self.model, options.trainable_layers)

@@ -28,7 +28,7 @@ from rlhf_kit_hf.layers import decoder_layers
 from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import LoraOptions
 from rlhf_kit_hf.role import run_decoder
-from rlhf_kit_hf.strategy import Strategy
+from rlhf_kit_hf.strategy import SharedStrategy
 
 WEIGHTS = "adapter_model.safetensors"  # peft's own file name, so that peft can load the folder
 
@@ -157,7 +157,7 @@ def _trainable_kept(model: PeftModel) -> Iterator[None]:
         parameter.requires_grad_(True)
 
 
-class LoraMemory(Strategy):
+class LoraMemory(SharedStrategy):
     _options: LoraOptions
 
     def __init__(self, options: LoraOptions, source: ModelSource, context: Context) -> None:

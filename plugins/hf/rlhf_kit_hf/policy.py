@@ -53,7 +53,7 @@ class TransformersPolicy:
         )
 
     def evaluate(self, samples: Samples) -> PolicyOutput:
-        hidden = self._active.hidden(samples.tokens, samples.token_mask, samples.trunk)
+        hidden = self._active.hidden(samples.tokens, samples.token_mask, samples.padded_trunk())
         # The one place where states shift against tokens: column t chose token t + 1.
         states = hidden[:, samples.prompts.tokens.shape[1] - 1 : -1]  # [B, R, H]
         logprobs = selected_logprobs(

@@ -110,14 +110,15 @@ class TransformersRewardModel:
             samples.tokens,
             samples.token_mask,
             torch.cat([prompt, samples.response_mask], 1),
-            samples.trunk,
+            samples.padded_trunk(),
         )
         return self.score(texts)
 
     def values(self, samples: Samples) -> Tensor:
         """[B, R] float32, with gradients: the head at the state that chose each token."""
         tokens, mask = samples.tokens.to(self._device), samples.token_mask.to(self._device)
-        trunk = None if samples.trunk is None else samples.trunk.to(self._device)
+        trunk = samples.padded_trunk()
+        trunk = None if trunk is None else trunk.to(self._device)
         begin = samples.prompts.tokens.shape[1] - 1
         states = self._role.hidden(tokens, mask, trunk)[:, begin:-1]  # [B, R, H]
         return self._head(states.float()).squeeze(-1).to(samples.response_tokens.device)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -24,27 +24,27 @@ from rlhf_kit_hf.role import Role
 class Strategy:
     """Base of the strategies in this package; implements rlhf_kit.interfaces.Memory."""
 
-    computes: ClassVar[bool] = True  # False: the pretrained model is only copied from
-
     def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
         self.device = resolve_device(options.device)
         self.dtype = resolve_dtype(options.dtype, self.device)
-        self.model = source.load(self.dtype).requires_grad_(False)
-        if self.computes:
-            self.model.to(self.device)
         self.tokenizer = context.tokenizer
         self._options, self._source = options, source
-        _check_head(self.model)
 
-    @cached_property
-    def backbone(self) -> str:
-        """What the frozen weights are, for people and as a hash of the model source."""
-        config = self.model.config.get_text_config()
-        text = json.dumps(self._source.fingerprint(), sort_keys=True, default=str)
-        return (
-            f"{config.model_type} {config.num_hidden_layers} x {config.hidden_size} "
-            f"{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        )
+    @staticmethod
+    def identity(options: MemoryOptions) -> dict[str, str]:
+        """The precision as it is on this machine: with another, a result is another."""
+        dtype = resolve_dtype(options.dtype, resolve_device(options.device))
+        return {"dtype": str(dtype).removeprefix("torch.")}
+
+    def load(self) -> Any:
+        """The pretrained model, on the device, in evaluation mode.
+
+        Raises:
+            RecipeError: its logits are not what its head makes of its states.
+        """
+        model = self._source.load(self.dtype).requires_grad_(False).to(self.device)
+        _check_head(model)
+        return model
 
     def shape(self) -> dict[str, Any]:
         """What must agree between the run that wrote a folder and the one that reads it."""
@@ -85,6 +85,24 @@ class Strategy:
         if start is not None and (start / HEAD).is_file():
             model.load_head(start)
         return model
+
+
+class SharedStrategy(Strategy):
+    """Base of the strategies whose roles share the frozen weights of one model."""
+
+    def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
+        super().__init__(options, source, context)
+        self.model = self.load()
+
+    @cached_property
+    def backbone(self) -> str:
+        """What the frozen weights are, for people and as a hash of the model source."""
+        config = self.model.config.get_text_config()
+        text = json.dumps(self._source.fingerprint(), sort_keys=True, default=str)
+        return (
+            f"{config.model_type} {config.num_hidden_layers} x {config.hidden_size} "
+            f"{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        )
 
 
 @torch.no_grad()

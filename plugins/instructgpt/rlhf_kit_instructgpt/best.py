@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
+from rlhf_kit.engine.snapshot import Snapshot
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import Trainable
 
@@ -14,8 +14,7 @@ class Best:
     """Keeps a copy of a model's state whenever the loss offered is the lowest yet."""
 
     def __init__(self, model: Trainable) -> None:
-        self._model = model
-        self._weights: dict[str, Any] = {}
+        self._weights = Snapshot({"model": model})
         self.first = self.value = math.inf
 
     def start(self, loss: float) -> None:
@@ -28,15 +27,16 @@ class Best:
         if math.isinf(self.first):
             self.first = loss
         if loss < self.value:
-            self.value, self._weights = loss, copy.deepcopy(self._model.state_dict())
+            self.value = loss
+            self._weights.take()
 
     def restore(self) -> None:
-        """Put the best weights back into the model."""
-        self._model.load_state_dict(self._weights)
+        """Put the best weights back into the model; the copy is given up."""
+        self._weights.give_back()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights, "first": self.first, "value": self.value}
+        return {"weights": self._weights.state_dict(), "first": self.first, "value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._weights = state["weights"]
+        self._weights.load_state_dict(state["weights"])
         self.first, self.value = state["first"], state["value"]

@@ -12,9 +12,11 @@ from torch import Tensor
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, RewardFn, StageRun, Stateful
-from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, short_prompts
+from rlhf_kit_instructgpt.batches import sampling_of
 from rlhf_kit_instructgpt.endings import Endings
+from rlhf_kit_instructgpt.left_out import LeftOut
 from rlhf_kit_instructgpt.options import BestOfNOptions
+from rlhf_kit_instructgpt.prompts import PromptSet
 
 
 def best_of_n_kl(n: int) -> float:
@@ -78,20 +80,28 @@ class BestOfN:
 
     def __init__(self, options: BestOfNOptions, context: Context) -> None:
         self._options, self._context = options, context
-        rows = context.build(options.prompts).split(options.split)
-        rows = short_prompts(rows, context.tokenizer, options.max_prompt_tokens)
-        self._rows = rows[: options.most_prompts]
-        check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
+        self._left_out = LeftOut()
+        self._prompts = PromptSet.chosen(
+            context.build(options.prompts).split(options.split),
+            context.tokenizer,
+            options.split,
+            self._left_out,
+            longest=options.max_prompt_tokens,
+            most=options.most_prompts,
+            option="most_prompts",
+            room=options.sampling.max_new_tokens,
+        )
         self._gold: RewardFn = context.build(options.gold)
-        probe(self._gold, self._rows, "gold")
+        probe(self._gold, self._prompts.rows, "gold")
         self._proxies: dict[str, RewardFn] = {
             name: context.build(part) for name, part in options.proxies.items()
         }
         for name, proxy in self._proxies.items():
-            probe(proxy, self._rows, name)
+            probe(proxy, self._prompts.rows, name)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options
+        self._left_out.tell(run)
         memory = self._context.memory()
         for reward in (self._gold, *self._proxies.values()):
             load_models(reward, memory)
@@ -101,8 +111,8 @@ class BestOfN:
         state: dict[str, Stateful] = {"scores": done}
         parts = {"gold": self._gold, **self._proxies}
         state |= {f"reward {n}": p for n, p in parts.items() if isinstance(p, Stateful)}
-        for step in run.steps(len(self._rows), state, unit="prompt"):
-            prompts = prompt_batch([self._rows[step]], self._context.tokenizer)
+        for step in run.steps(len(self._prompts), state, unit="prompt"):
+            prompts = self._prompts.batch(torch.tensor([step]))
             found: dict[str, list[float]] = {"gold": []}
             left = o.samples_per_prompt
             while left:
@@ -114,11 +124,11 @@ class BestOfN:
                 left -= count
             done.rows.append(found)
             means = {key: sum(values) / len(values) for key, values in found.items()}
-            line = f"prompt {step + 1}/{len(self._rows)}" if step % 10 == 9 else None
+            line = f"prompt {step + 1}/{len(self._prompts)}" if step % 10 == 9 else None
             run.end_step(step, means, line)
         curves = self.curves(done.rows)
         write_json(run.folder / "best_of_n.json", curves)
-        return {"best_of_n": curves[-1]}
+        return {"best_of_n": curves[-1], **self._left_out.summary()}
 
     def curves(self, rows: Sequence[dict[str, list[float]]]) -> list[dict[str, float]]:
         """For n = 1, 2, 4, ...: ``kl`` in nats, and of each proxy ``name/proxy``, ``name/gold``."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.scoring import load_models, probe_labeler
 from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful
 from rlhf_kit.types import Samples
 from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.batches import check_prompts, prompt_batch, sampling_of, short_prompts
+from rlhf_kit_instructgpt.batches import sampling_of
 from rlhf_kit_instructgpt.endings import Endings
+from rlhf_kit_instructgpt.left_out import LeftOut
 from rlhf_kit_instructgpt.options import CollectOptions
+from rlhf_kit_instructgpt.prompts import PromptSet
 
 
 class Rows:
@@ -21,6 +25,10 @@ class Rows:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+
+    def rows(self) -> Iterator[Row]:
+        """What the lines say."""
+        return map(json.loads, self.lines)
 
     def state_dict(self) -> dict[str, Any]:
         return {"lines": self.lines}
@@ -35,37 +43,46 @@ class Collect:
     def __init__(self, options: CollectOptions, context: Context) -> None:
         self._options, self._context = options, context
         source = context.build(options.prompts)
+        self._left_out = LeftOut()
         wanted = {"train": options.train_prompts, "validation": options.validation_prompts}
-        longest, tokenizer = options.max_prompt_tokens, context.tokenizer
-        self._rows = [
-            (row, split)
+        chosen = {
+            split: PromptSet.chosen(
+                source.split(split),
+                context.tokenizer,
+                split,
+                self._left_out,
+                longest=options.max_prompt_tokens,
+                most=most,
+                option=f"{split}_prompts",
+                room=options.sampling.max_new_tokens,
+            )
             for split, most in wanted.items()
-            for row in short_prompts(source.split(split), tokenizer, longest)[:most]
-        ]
-        room = options.sampling.max_new_tokens
-        check_prompts((row for row, _ in self._rows), context.tokenizer, room)
+        }
+        self._prompts = PromptSet.join(list(chosen.values()))
+        self._splits = [split for split, prompts in chosen.items() for _ in prompts.rows]
         self._labeler: Labeler = context.build(options.labeler)
-        probe_labeler(self._labeler, [row for row, _ in self._rows])
+        probe_labeler(self._labeler, self._prompts.rows)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options
+        self._left_out.tell(run)
         memory = self._context.memory()
         load_models(self._labeler, memory)
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
         sampling = sampling_of(o.sampling, run.generator)
         size = max(1, o.sampling.batch_size // o.completions)
-        chunks = [self._rows[i : i + size] for i in range(0, len(self._rows), size)]
+        chunks = torch.arange(len(self._prompts)).split(size)
         done, endings = Rows(), Endings(run)
         state: dict[str, Stateful] = {"rows": done}
         if isinstance(self._labeler, Stateful):
             state["labeler"] = self._labeler
         for step in run.steps(len(chunks), state, unit="batch"):
-            rows = [row for row, _ in chunks[step]]
-            prompts = prompt_batch(rows, self._context.tokenizer).repeat(o.completions)
+            prompts = self._prompts.batch(chunks[step]).repeat(o.completions)
             samples = policy.generate(prompts, sampling)
             endings.see(samples)
             ranks, scores = self._labeler(samples)
-            found = comparisons(samples, ranks, scores, [split for _, split in chunks[step]])
+            splits = [self._splits[i] for i in chunks[step].tolist()]
+            found = comparisons(samples, ranks, scores, splits)
             done.lines += [json.dumps(row, ensure_ascii=False) for row in found]
             length = samples.response_mask.sum(1).float().mean().item()
             metrics = {
@@ -76,7 +93,14 @@ class Collect:
             run.end_step(step, metrics, line)
         text = "\n".join(done.lines) + "\n"
         write_atomically(run.folder / "comparisons.jsonl", lambda file: file.write(text.encode()))
-        return {"prompts": len(done.lines), "completions": o.completions}
+        used = LeftOut()
+        asked, kept = len(self._prompts), sum(len(row["completions"]) for row in done.rows())
+        why = "fewer than two completions that say something"
+        used.note(asked - len(done.lines), asked, "prompts", why)
+        total = asked * o.completions
+        used.note(total - kept, total, "completions", "empty, or of a prompt that is left out")
+        used.tell(run)
+        return {"prompts": len(done.lines), "completions": o.completions, **used.summary()}
 
 
 def comparisons(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
-
+from rlhf_kit.engine.snapshot import Snapshot
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import KLController, Stateful
 from rlhf_kit_instructgpt.options import (
@@ -111,8 +109,7 @@ class KLLimit:
         self, limit: float | None, action: str, factor: float, parts: Mapping[str, Stateful]
     ) -> None:
         self._limit, self._action, self._factor = limit, action, factor
-        self._parts = parts
-        self._good: dict[str, Any] = {}  # the parts as they were at the last rollout within bounds
+        self._good = Snapshot(parts)  # as they were at the last rollout within bounds
         self.rollbacks = 0
 
     def check(self, kl: float) -> Literal["go on", "stop", "rollback"]:
@@ -121,8 +118,7 @@ class KLLimit:
             return "go on"
         if kl <= self._limit:
             if self._action == "rollback":
-                self._good = {}  # freed before the new copy is made
-                self._good = {n: _on_cpu(p.state_dict()) for n, p in self._parts.items()}
+                self._good.take()
             return "go on"
         return "rollback" if self._action == "rollback" and self._good else "stop"
 
@@ -137,24 +133,13 @@ class KLLimit:
                 "kl_limit: the KL is over its bound and kl_coef is 0, which no factor raises; "
                 "start from a larger kl_coef, or set on_kl_limit: stop"
             )
-        for name, part in self._parts.items():
-            part.load_state_dict(_on_cpu(self._good[name]))
+        self._good.restore()
         controller.coefficient *= self._factor
         self.rollbacks += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"good": self._good, "rollbacks": self.rollbacks}
+        return {"good": self._good.state_dict(), "rollbacks": self.rollbacks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._good, self.rollbacks = state["good"], state["rollbacks"]
-
-
-def _on_cpu(state: Any) -> Any:
-    """A copy whose tensors are on the CPU: it is rarely needed, and as large as the training."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _on_cpu(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return [_on_cpu(value) for value in state]
-    return copy.deepcopy(state)
+        self._good.load_state_dict(state["good"])
+        self.rollbacks = state["rollbacks"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +14,18 @@ from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, Policy, RewardFn, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
-from rlhf_kit.types import Samples, TextBatch
-from rlhf_kit_instructgpt.batches import (
-    check_prompts,
-    prompt_batch,
-    sampling_of,
-    short_prompts,
-    text_blocks,
-)
+from rlhf_kit.types import Samples, Texts
+from rlhf_kit_instructgpt.batches import sampling_of, text_blocks
 from rlhf_kit_instructgpt.endings import Endings
+from rlhf_kit_instructgpt.left_out import LeftOut
 from rlhf_kit_instructgpt.options import EvaluateOptions
 from rlhf_kit_instructgpt.perplexity import perplexity
+from rlhf_kit_instructgpt.prompts import PromptSet
 
 
 @dataclass
 class Judged:
-    """One policy's samples on all prompts; the tensors are [N], prompt-major."""
+    """What is kept of one policy's samples, not the samples; the tensors are [N], prompt-major."""
 
     texts: list[str]
     gold: Tensor
@@ -37,34 +34,60 @@ class Judged:
     length: Tensor
     finished: Tensor
 
+    @classmethod
+    def join(cls, parts: Sequence[Judged]) -> Judged:
+        """Of several batches of prompts, one after the other."""
+        rewards = [part.reward for part in parts if part.reward is not None]
+        return cls(
+            texts=[text for part in parts for text in part.texts],
+            gold=torch.cat([part.gold for part in parts]),
+            reward=torch.cat(rewards) if rewards else None,
+            kl=torch.cat([part.kl for part in parts]),
+            length=torch.cat([part.length for part in parts]),
+            finished=torch.cat([part.finished for part in parts]),
+        )
+
 
 class Evaluate:
     def __init__(self, options: EvaluateOptions, context: Context) -> None:
         self._options, self._context = options, context
-        rows = context.build(options.prompts).split("test")
-        self._rows = short_prompts(rows, context.tokenizer, options.max_prompt_tokens)
-        check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
+        self._left_out = LeftOut()
+        self._prompts = PromptSet.chosen(
+            context.build(options.prompts).split("test"),
+            context.tokenizer,
+            "test",
+            self._left_out,
+            longest=options.max_prompt_tokens,
+            room=options.sampling.max_new_tokens,
+        )
         self._gold: RewardFn = context.build(options.gold)
-        probe(self._gold, self._rows)
+        probe(self._gold, self._prompts.rows)
         self._reward: RewardFn | None = (
             None if options.reward is None else context.build(options.reward)
         )
-        self._texts: TextBatch | None = None
-        if options.pretraining is not None:
-            text = context.build(options.pretraining).split("test")
-            blocks = text_blocks(text, context.tokenizer, options.pretraining_length)
-            most = max(1, options.pretraining_tokens // options.pretraining_length)
-            self._texts = blocks.select(torch.arange(min(len(blocks), most)))
+        self._texts = self._held_out()
+
+    def _held_out(self) -> Texts | None:
+        o, left_out = self._options, self._left_out
+        if o.pretraining is None:
+            return None
+        rows, length = self._context.build(o.pretraining).split("test"), o.pretraining_length
+        blocks = text_blocks(rows, self._context.tokenizer, length, left_out, "test")
+        most = max(1, o.pretraining_tokens // length)
+        why = f"more than pretraining_tokens {o.pretraining_tokens}"
+        left_out.note(max(0, len(blocks) - most), len(blocks), "blocks of text, split test", why)
+        return blocks.first(most)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o, context = self._options, self._context
+        self._left_out.tell(run)
         memory = context.memory()
         for part in filter(None, (self._gold, self._reward)):
             load_models(part, memory)
         policy = memory.policy(
             context.artifact(o.ppo), reference=context.artifact(o.sft), trainable=False
         )
-        run.say(f"sampling {o.samples_per_prompt} x {len(self._rows)} responses of each policy")
+        run.say(f"sampling {o.samples_per_prompt} x {len(self._prompts)} responses of each policy")
         ppo = self._judge(policy, run, "of ppo")
         with policy.reference():
             sft = self._judge(policy, run, "of sft")
@@ -78,6 +101,7 @@ class Evaluate:
             "response_length": {"sft": _mean(sft.length), "ppo": _mean(ppo.length)},
             "finished": {"sft": _mean(sft.finished), "ppo": _mean(ppo.finished)},
         }
+        summary |= self._left_out.summary()
         if sft.reward is not None and ppo.reward is not None:
             summary["reward_model_score"] = {"sft": _mean(sft.reward), "ppo": _mean(ppo.reward)}
         if self._texts is not None:
@@ -88,38 +112,38 @@ class Evaluate:
         self._show(run, sft, ppo)
         return summary
 
-    @torch.no_grad()
     def _judge(self, policy: Policy, run: StageRun, whose: str) -> Judged:
         o = self._options
         sampling = sampling_of(o.sampling, run.generator)
         endings = Endings(run, whose)
         size = max(1, o.sampling.batch_size // o.samples_per_prompt)
-        found: list[tuple[Samples, Tensor, Tensor | None, Tensor]] = []
-        for begin in range(0, len(self._rows), size):
-            rows = self._rows[begin : begin + size]
-            prompts = prompt_batch(rows, self._context.tokenizer).repeat(o.samples_per_prompt)
-            samples = policy.generate(prompts, sampling)
+        found = []
+        for prompts in self._prompts.split(size):
+            samples = policy.generate(prompts.repeat(o.samples_per_prompt), sampling)
             endings.see(samples)
-            logprobs = policy.evaluate(samples).logprobs
-            with policy.reference():
-                reference = policy.evaluate(samples).logprobs
-            gold, _ = score(self._gold, samples, "gold")
-            reward = None if self._reward is None else score(self._reward, samples)[0]
-            kl = sequence_kl(logprobs, reference, samples.response_mask)
-            found.append((samples, gold, reward, kl))
-        batches = [samples for samples, *_ in found]
-        rewards = [reward for _, _, reward, _ in found if reward is not None]
+            found.append(self._judge_samples(policy, samples))
+        return Judged.join(found)
+
+    @torch.no_grad()
+    def _judge_samples(self, policy: Policy, samples: Samples) -> Judged:
+        logprobs = policy.evaluate(samples).logprobs
+        with policy.reference():
+            reference = policy.evaluate(samples).logprobs
+        gold, _ = score(self._gold, samples, "gold")
+        reward = None if self._reward is None else score(self._reward, samples)[0].cpu()
         return Judged(
-            texts=[text for samples in batches for text in samples.responses],
-            gold=torch.cat([gold.cpu() for _, gold, _, _ in found]),
-            reward=torch.cat(rewards).cpu() if rewards else None,
-            kl=torch.cat([kl.cpu() for *_, kl in found]),
-            length=torch.cat([s.response_mask.sum(1).float().cpu() for s in batches]),
-            finished=torch.cat([s.finished.float().cpu() for s in batches]),
+            texts=samples.responses,
+            gold=gold.cpu(),
+            reward=reward,
+            kl=sequence_kl(logprobs, reference, samples.response_mask).cpu(),
+            length=samples.response_mask.sum(1).float().cpu(),
+            finished=samples.finished.float().cpu(),
         )
 
     def _pairs(self, sft: Judged, ppo: Judged) -> list[dict[str, Any]]:
-        prompts = [row for row in self._rows for _ in range(self._options.samples_per_prompt)]
+        prompts = [
+            row for row in self._prompts.rows for _ in range(self._options.samples_per_prompt)
+        ]
         return [
             {
                 "prompt": row.get("prompt") or row["messages"][-1]["content"],

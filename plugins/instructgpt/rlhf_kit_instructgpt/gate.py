@@ -19,6 +19,7 @@ from rlhf_kit.engine.scoring import score
 from rlhf_kit.errors import NumericsError, RlhfKitError
 from rlhf_kit.interfaces import Policy, RewardFn, Tokenizer, ValueHead
 from rlhf_kit.types import PolicyOutput, Samples
+from rlhf_kit.types.shapes import joined
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _ratio(setup: Setup) -> Iterator[Finding]:
     with torch.no_grad():
         old = setup.policy.evaluate(setup.samples)
     size = min(setup.micro_batch, max(1, len(setup.samples) // 2))
-    new = torch.cat([setup.policy.evaluate(m).logprobs.detach() for m in setup.samples.split(size)])
+    new = joined([setup.policy.evaluate(m).logprobs.detach() for m in setup.samples.split(size)])
     mask = setup.samples.response_mask
     yield Finding(
         "ratio",
@@ -291,7 +292,6 @@ def widened(samples: Samples, left: int = 2, right: int = 3) -> Samples:
         ),
         response_tokens=around(tokens, 0, right, garbage),
         response_mask=around(mask, 0, right, False),
-        trunk=None if samples.trunk is None else around(samples.trunk, left, right, 1.0),
         sampled_logprobs=None,
     )
 

@@ -21,7 +21,7 @@ from rlhf_kit.interfaces import (
     Stateful,
     ValueHead,
 )
-from rlhf_kit.types import NllInputs, PolicyLossInputs, Rollout, TextBatch, ValueLossInputs
+from rlhf_kit.types import NllInputs, PolicyLossInputs, Rollout, Texts, ValueLossInputs
 from rlhf_kit_instructgpt.control import KLLimit
 from rlhf_kit_instructgpt.options import PPOPtxOptions
 from rlhf_kit_instructgpt.streams import PromptStream, TextStream
@@ -44,7 +44,7 @@ class PPOParts:
     optimizer: Optimizer
     prompts: PromptStream
     pretraining: TextStream | None = None
-    held_out: TextBatch | None = None  # text on which the controller of gamma watches perplexity
+    held_out: Texts | None = None  # text on which the controller of gamma watches perplexity
     score_normalizer: Normalizer | None = None
     reward_normalizer: Normalizer | None = None
     advantage_normalizer: Normalizer | None = None

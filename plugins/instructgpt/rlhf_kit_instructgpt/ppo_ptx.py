@@ -14,7 +14,7 @@ from rlhf_kit.engine.minibatch import minibatches
 from rlhf_kit.engine.scoring import score
 from rlhf_kit.interfaces import StageRun
 from rlhf_kit.ops.kl import kl_penalised_rewards, sequence_kl
-from rlhf_kit.ops.sequence import last_index, with_place_after_end
+from rlhf_kit.ops.sequence import by_length, last_index, with_place_after_end
 from rlhf_kit.types import (
     Advantages,
     NllInputs,
@@ -52,30 +52,38 @@ class PPOPtx:
         sampling = sampling_of(o.sampling, run.generator)
         endings = Endings(run)
         for step in run.steps(o.steps, parts.state()):
-            clock = Clock()
-            extra = self.steer_ptx(step, clock)
-            rollout = self.collect(parts.prompts.next(), sampling, clock)
-            endings.see(rollout.samples)
-            run.rollout_collected(step, rollout)
-            kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)  # [B]
-            verdict = parts.limit.check(kl.mean().item())
-            scores = shaped_scores(rollout, o, parts.score_normalizer)  # [B]
-            targets = self.credit(rollout, scores)
-            stats = []
-            if verdict == "go on":
-                batch = self.batch(rollout, targets)
-                order = minibatches(len(scores), o.minibatch, o.inner_epochs, run.generator)
-                with clock.phase("update"):
-                    stats = [self.update(batch.select(rows)) for rows in order]
-            if verdict == "rollback":
-                parts.limit.take_back(parts.kl)
-            extra |= {"kl_coef": parts.kl.coefficient, "rollbacks": float(parts.limit.rollbacks)}
-            metrics = step_metrics(rollout, targets, stats, kl, scores, extra, clock)
-            run.end_step(step, metrics, step_line(step, o.steps, metrics, verdict))
-            if verdict == "stop":
+            if self.step(run, step, sampling, endings) == "stop":
                 return step
-            parts.kl.update(metrics["kl"], len(scores))
         return o.steps
+
+    def step(self, run: StageRun, step: int, sampling: Sampling, endings: Endings) -> str:
+        """One rollout and what is learned from it; returns the verdict on its KL.
+
+        A method, so that the rollout is gone before the next one is collected.
+        """
+        o, parts, clock = self.options, self.parts, Clock()
+        extra = self.steer_ptx(step, clock)
+        rollout = self.collect(parts.prompts.next(), sampling, clock)
+        endings.see(rollout.samples)
+        run.rollout_collected(step, rollout)
+        kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)  # [B]
+        verdict = parts.limit.check(kl.mean().item())
+        scores = shaped_scores(rollout, o, parts.score_normalizer)  # [B]
+        targets = self.credit(rollout, scores)
+        stats = []
+        if verdict == "go on":
+            batch = self.batch(rollout, targets)
+            order = minibatches(len(scores), o.minibatch, o.inner_epochs, run.generator)
+            with clock.phase("update"):
+                stats = [self.update(batch.select(rows)) for rows in order]
+        if verdict == "rollback":
+            parts.limit.take_back(parts.kl)
+        extra |= {"kl_coef": parts.kl.coefficient, "rollbacks": float(parts.limit.rollbacks)}
+        metrics = step_metrics(rollout, targets, stats, kl, scores, extra, clock)
+        run.end_step(step, metrics, step_line(step, o.steps, metrics, verdict))
+        if verdict != "stop":
+            parts.kl.update(metrics["kl"], len(scores))
+        return verdict
 
     def collect(self, prompts: Prompts, sampling: Sampling, clock: Clock) -> Rollout:
         """Sample ``sampling.batch_size`` rows at a time; the responses to a prompt together."""
@@ -97,15 +105,16 @@ class PPOPtx:
                 samples = samples.with_room(min(longest + 1, sampling.max_new_tokens))
         with clock.phase("score"):
             out = self.parts.policy.evaluate(samples)  # logprobs [B, R], states [B, R, H]
-            with self.parts.policy.reference():
-                reference = self.parts.policy.evaluate(samples)
-            values = None  # [B, R]
+            logprobs, values = out.logprobs, None  # values [B, R]
             if self.parts.value is not None:
                 values = self.parts.value(out.states, samples)
                 if self.parts.value_normalizer is not None:
                     values = self.parts.value_normalizer.denormalize(values)
+            del out  # the states are as large as a trunk
+            with self.parts.policy.reference():
+                reference = self.parts.policy.evaluate(samples).logprobs
             scores, components = score(self.parts.reward, samples)  # [B]
-        return Rollout(samples, out.logprobs, reference.logprobs, values, scores, components)
+        return Rollout(samples, logprobs, reference, values, scores, components)
 
     def places(self, mask: Tensor) -> Tensor:
         """[B, R]: the tokens, and one place after the end where the recipe puts the score there."""
@@ -139,8 +148,9 @@ class PPOPtx:
         """One optimizer step on the policy, value and pretraining terms."""
         parts = self.parts
         with accumulating(parts.optimizer, self.watched) as step:
-            rows = list(batch.split(self.options.micro_batch))
-            step.add(self.ppo, self.policy_and_value, rows, "ppo")
+            lengths = batch.samples.token_mask.sum(1)  # [B]
+            micro = [batch.select(r) for r in by_length(lengths, self.options.micro_batch)]
+            step.add(self.ppo, self.policy_and_value, micro, "ppo")
             if parts.pretraining is not None:
                 term = Term(parts.ptx_loss, parts.ptx.coefficient)
                 texts = parts.pretraining.next(len(batch.samples))

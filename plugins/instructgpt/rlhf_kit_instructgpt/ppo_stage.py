@@ -24,24 +24,19 @@ from rlhf_kit.interfaces import (
     ValueHead,
 )
 from rlhf_kit.ops.kl import sequence_kl
-from rlhf_kit.types import TextBatch
-from rlhf_kit_instructgpt.batches import (
-    check_prompts,
-    prompt_batch,
-    sampling_of,
-    short_prompts,
-    text_blocks,
-)
+from rlhf_kit.types import Texts
+from rlhf_kit_instructgpt.batches import held_out_blocks, sampling_of, text_blocks
 from rlhf_kit_instructgpt.control import KLLimit
 from rlhf_kit_instructgpt.gate import Setup, check_setup
+from rlhf_kit_instructgpt.left_out import LeftOut
 from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import PPOPtxOptions
 from rlhf_kit_instructgpt.ppo_parts import PPOParts
 from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
+from rlhf_kit_instructgpt.prompts import PromptSet
 from rlhf_kit_instructgpt.streams import PromptStream, TextStream
 
 GATE_PROMPTS = 8
-HELD_OUT_BLOCKS = 32
 
 _PARTS = ("advantage", "policy_loss", "value_loss", "ptx_loss")
 _NORMALIZERS = (
@@ -55,11 +50,17 @@ _NORMALIZERS = (
 class PPOPtxStage:
     def __init__(self, options: PPOPtxOptions, context: Context) -> None:
         self._options, self._context = options, context
-        rows = context.build(options.prompts).split("train")
-        self._rows = short_prompts(rows, context.tokenizer, options.max_prompt_tokens)
-        check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
+        self._left_out = LeftOut()
+        self._prompts = PromptSet.chosen(
+            context.build(options.prompts).split("train"),
+            context.tokenizer,
+            "train",
+            self._left_out,
+            longest=options.max_prompt_tokens,
+            room=options.sampling.max_new_tokens,
+        )
         self._reward = context.build(options.reward)
-        probe(self._reward, self._rows)
+        probe(self._reward, self._prompts.rows)
         self._plain = {name: context.build(getattr(options, name)) for name in _PARTS}
         needs_values = "values" in options.advantage.component.needs
         self._value: ValueHead | None = context.build(options.value) if needs_values else None
@@ -79,19 +80,22 @@ class PPOPtxStage:
         self._ptx.coefficient = options.ptx_coef
         self._blocks, self._held_out = self._texts()
 
-    def _texts(self) -> tuple[TextBatch | None, TextBatch | None]:
+    def _texts(self) -> tuple[Texts | None, Texts | None]:
         o, tokenizer = self._options, self._context.tokenizer
         if o.pretraining is None:
             return None, None
         source = self._context.build(o.pretraining)
-        blocks = text_blocks(source.split("train"), tokenizer, o.ptx_length)
+        left_out, length = self._left_out, o.ptx_length
+        blocks = text_blocks(source.split("train"), tokenizer, length, left_out, "train")
         if not self._ptx.every:
             return blocks, None
-        held_out = text_blocks(source.split("validation"), tokenizer, o.ptx_length)
-        return blocks, held_out.select(torch.arange(min(len(held_out), HELD_OUT_BLOCKS)))
+        rows = source.split("validation")
+        held_out = text_blocks(rows, tokenizer, length, left_out, "validation")
+        return blocks, held_out_blocks(held_out, left_out)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o, context = self._options, self._context
+        self._left_out.tell(run)
         memory = context.memory()
         load_models(self._reward, memory)
         load_models(self._value, memory)
@@ -144,13 +148,7 @@ class PPOPtxStage:
             ptx=self._ptx,
             limit=KLLimit(o.kl_limit, o.on_kl_limit, o.rollback_factor, restored),
             optimizer=optimizer,
-            prompts=PromptStream(
-                self._rows,
-                o.rollout_batch,
-                self._context.tokenizer,
-                generator,
-                o.samples_per_prompt,
-            ),
+            prompts=PromptStream(self._prompts, o.rollout_batch, generator, o.samples_per_prompt),
             pretraining=pretraining,
             held_out=self._held_out,
             ema=ema,
@@ -161,8 +159,7 @@ class PPOPtxStage:
         """The gate; puts all randomness and the reward's state back, so that it changes nothing."""
         o, tokenizer = self._options, self._context.tokenizer
         # No more rows at once than training puts through the model.
-        rows = self._rows[: min(GATE_PROMPTS, max(2, o.micro_batch))]
-        prompts = prompt_batch(rows, tokenizer)
+        prompts = next(self._prompts.split(min(GATE_PROMPTS, max(2, o.micro_batch))))
         sampling = sampling_of(o.sampling, torch.Generator().manual_seed(0))
         touched: dict[str, Stateful] = {"generators": GeneratorState(run.generator)}
         if isinstance(self._reward, Stateful):

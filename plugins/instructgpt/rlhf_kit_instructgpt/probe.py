@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.interfaces import Loss
-from rlhf_kit.types import ComparisonBatch, PreferenceInputs
+from rlhf_kit.types import Comparisons, PreferenceInputs
 
 
 def fit_probe(
-    features: Tensor, batch: ComparisonBatch, loss: Loss[PreferenceInputs], l2: float
+    features: Tensor, batch: Comparisons, loss: Loss[PreferenceInputs], l2: float
 ) -> tuple[Tensor, float]:
     """Minimise mean loss + l2/2 |w|^2 over a linear score of standardised features.
 
@@ -30,6 +30,7 @@ def fit_probe(
     features = features.detach().float().cpu()
     valid = features[batch.mask]  # [N, H]
     mean, std = valid.mean(0), valid.std(0) + 1e-4
+    del valid
     standard = (features - mean) / std  # a few dimensions of a language model dwarf all others
     weight = torch.zeros(features.shape[2], requires_grad=True)
     count = loss.count(batch).clamp(min=1)

@@ -15,8 +15,16 @@ from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.interfaces import Context, Loss, RewardModel, StageRun
 from rlhf_kit.ops.sequence import by_length
-from rlhf_kit.types import ComparisonBatch, PackedTexts, PreferenceInputs, TextBatch
-from rlhf_kit_instructgpt.batches import answered, comparison_batch
+from rlhf_kit.types import (
+    Activations,
+    ComparisonBatch,
+    Comparisons,
+    PackedTexts,
+    PreferenceInputs,
+    TextBatch,
+    Texts,
+)
+from rlhf_kit_instructgpt.batches import answered, read_comparisons
 from rlhf_kit_instructgpt.losses import better_pairs
 from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import RewardModelOptions
@@ -31,6 +39,7 @@ from rlhf_kit_instructgpt.preference_metrics import (
     reliability,
 )
 from rlhf_kit_instructgpt.probe import fit_probe
+from rlhf_kit_instructgpt.prompts import PromptSet
 
 _PROOF_TEXTS = 8
 
@@ -42,33 +51,38 @@ class RewardModelStage:
         self._options, self._context = options, context
         self._source = context.build(options.comparisons)
         self._loss: Loss[PreferenceInputs] = context.build(options.loss)
-        self._batches: dict[str, ComparisonBatch] = {}
-        self._demonstrations: TextBatch | None = None
+        self._comparisons: dict[str, Comparisons] = {}
+        self._demonstrations: Texts | None = None
         if options.demonstrations is not None:
             rows = context.build(options.demonstrations).split("train")
-            pairs = [(r, r["response"], True) for r in rows]
-            self._demonstrations = answered(pairs, context.tokenizer)
+            prompts = PromptSet.of(rows, context.tokenizer)
+            answers = ((row["response"], True) for row in rows)
+            self._demonstrations = answered(prompts, answers, context.tokenizer)
         if self._source.ready:
             self._read()
 
     def _read(self) -> None:
         for name in ("train", "validation"):
             rows = self._source.split(name)
-            self._batches[name] = comparison_batch(rows, self._context.tokenizer)
+            self._comparisons[name] = read_comparisons(rows, self._context.tokenizer)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options
         if not self._source.ready:
             self._read()
-        for why, count in getattr(self._source, "dropped", {}).items():
+        dropped = dict(getattr(self._source, "dropped", {}))
+        for why, count in dropped.items():
             run.say(f"left out {count}: {why}")
         model: RewardModel = self._context.memory().reward_model(
             self._context.artifact(o.start), pooling=o.pooling, init_std=o.head_init_std
         )
-        train, held_out = (self._encoded(model, self._batches[n]) for n in ("train", "validation"))
+        train, held_out = (
+            self._encoded(model, self._comparisons[name]) for name in ("train", "validation")
+        )
         if o.head_init == "probe":
-            states = self._in_chunks(model.features, train.texts)  # [G, K, H]
+            states = self._in_chunks(model.features, train)  # [G, K, H]
             model.set_head(*fit_probe(states, train, self._loss, o.probe_l2))
+            del states  # as large as all completions
             run.say(f"probe  held-out accuracy {self.judge(model, held_out)[0]['accuracy']:.3f}")
         self._train(run, model, train, held_out)
         if self._demonstrations is not None:
@@ -76,10 +90,11 @@ class RewardModelStage:
         figures, bins = self.judge(model, held_out)
         model.save(run.folder, proof=self._proof())
         clear = figures.get("clear_accuracy", figures["accuracy"])
-        return {"rm_pair_accuracy": clear, "reward_model": {**figures, "reliability": bins}}
+        summary = {"rm_pair_accuracy": clear, "reward_model": {**figures, "reliability": bins}}
+        return summary | ({"left_out": dropped} if dropped else {})
 
     def _train(
-        self, run: StageRun, model: RewardModel, train: ComparisonBatch, held_out: ComparisonBatch
+        self, run: StageRun, model: RewardModel, train: Comparisons, held_out: Comparisons
     ) -> None:
         o = self._options
         per_epoch = math.ceil(len(train) / o.batch_size)
@@ -89,13 +104,12 @@ class RewardModelStage:
         cycle = Cycle(len(train), o.batch_size, run.generator, span_passes=False)
         state = {"model": model, "optimizer": optimizer, "cycle": cycle}
         for step in run.steps(total, state):
-            batch = train.select(cycle.next())
-            micro_batches = by_length(batch.texts.mask, o.micro_batch)
+            batch = cycle.next()
             with accumulating(optimizer) as update:
                 update.add(
-                    {"rm": Term(self._loss)},
-                    lambda micro: {"rm": self._inputs(model, micro)},
-                    [batch.select(prompts) for prompts in micro_batches],
+                    {"rm": Term(self._loss, counted=train.ranked)},
+                    lambda prompts: {"rm": self._inputs(model, train.select(prompts))},
+                    [batch[rows] for rows in by_length(train.lengths[batch], o.micro_batch)],
                 )
             metrics = dict(update.stats)
             line = f"step {step + 1}/{total}  loss {metrics['rm/loss']:.3f}"
@@ -105,21 +119,24 @@ class RewardModelStage:
                 line += f"  held-out accuracy {figures['accuracy']:.3f}"
             run.end_step(step, metrics, line)
 
-    def _encoded(self, model: RewardModel, batch: ComparisonBatch) -> ComparisonBatch:
+    @torch.no_grad()
+    def _encoded(self, model: RewardModel, data: Comparisons) -> Comparisons:
         """With the frozen trunk computed once, if it fits into the cache that the recipe allows."""
-        texts = batch.texts
-        trunk = model.encode(texts.select(torch.tensor([0]))).trunk
+        trunk = model.encode(data.select(torch.tensor([0])).texts).trunk
         if trunk is None:
-            return batch
-        size = trunk.element_size() * trunk.shape[-1] * texts.tokens.numel() / 2**20
+            return data
+        size = trunk.element_size() * trunk.shape[-1] * int(data.lengths.sum()) / 2**20
         if size > self._options.trunk_cache_mib:
-            return batch
-        full = torch.zeros((*texts.tokens.shape, trunk.shape[-1]), dtype=trunk.dtype)
-        for prompts in by_length(texts.mask, self._options.micro_batch):
-            part = model.encode(texts.select(prompts)).trunk
-            assert part is not None
-            full[prompts, : part.shape[1]] = part.to(full.device)
-        return replace(batch, texts=replace(texts, trunk=full))
+            return data
+        chunks = by_length(data.lengths, self._options.micro_batch)
+        found = Activations.join(self._trunk_of(model, data, prompts) for prompts in chunks)
+        return replace(data, trunk=found.select(torch.cat(list(chunks)).argsort().tolist()))
+
+    @staticmethod
+    def _trunk_of(model: RewardModel, data: Comparisons, prompts: Tensor) -> Activations:
+        texts = model.encode(data.select(prompts).texts)
+        assert texts.trunk is not None
+        return Activations.of(texts.trunk, texts.mask).to(torch.device("cpu"))
 
     @staticmethod
     def _inputs(model: RewardModel, batch: ComparisonBatch) -> PreferenceInputs:
@@ -127,19 +144,19 @@ class RewardModelStage:
         return PreferenceInputs(scores, batch.ranks, batch.mask)
 
     @torch.no_grad()
-    def _in_chunks(self, compute: Callable[[PackedTexts], Tensor], texts: PackedTexts) -> Tensor:
+    def _in_chunks(self, compute: Callable[[PackedTexts], Tensor], data: Comparisons) -> Tensor:
         """[G, ...]: ``compute`` of all prompts, of neighbours in length together."""
-        chunks = by_length(texts.mask, self._options.micro_batch)
-        found = torch.cat([compute(texts.select(prompts)).cpu() for prompts in chunks])
+        chunks = by_length(data.lengths, self._options.micro_batch)
+        found = torch.cat([compute(data.select(prompts).texts).cpu() for prompts in chunks])
         return found[torch.cat(list(chunks)).argsort()]
 
     @torch.no_grad()
-    def judge(self, model: RewardModel, batch: ComparisonBatch) -> tuple[dict[str, float], Bins]:
+    def judge(self, model: RewardModel, batch: Comparisons) -> tuple[dict[str, float], Bins]:
         """Loss, accuracy, calibration and length bias, and the bins of the calibration.
 
         On pairs with a clear gold margin too, where there is gold.
         """
-        scores, mask = self._in_chunks(model.compare, batch.texts), batch.mask  # [G, K]
+        scores, mask = self._in_chunks(model.compare, batch), batch.mask  # [G, K]
         inputs = PreferenceInputs(scores, batch.ranks, mask)
         pairs = better_pairs(batch.ranks, mask)
         # A generator of its own: how often a run judges must not change what it samples.
@@ -155,7 +172,7 @@ class RewardModelStage:
             "pairs": float(pairs.sum()),
             "calibration_error": calibration_error(bins),
             "brier": brier(margins),
-            **length_figures(scores, batch.texts.lengths(), mask, pairs),
+            **length_figures(scores, batch.completion_lengths(), mask, pairs),
             "score_mean": scores[mask].mean().item(),
             "score_std": scores[mask].std().item(),
         }
@@ -169,14 +186,13 @@ class RewardModelStage:
         return figures, bins
 
     @torch.no_grad()
-    def _mean_score(self, model: RewardModel, texts: TextBatch) -> float:
-        chunks = by_length(texts.mask, self._options.micro_batch)
+    def _mean_score(self, model: RewardModel, texts: Texts) -> float:
+        chunks = by_length(texts.lengths, self._options.micro_batch)
         return torch.cat([model.score(texts.select(rows)) for rows in chunks]).mean().item()
 
     def _proof(self) -> TextBatch:
         """A few held-out texts, whose scores tell the saved model from another."""
-        few = self._batches["validation"].select(
-            torch.arange(len(self._batches["validation"]))[: _PROOF_TEXTS // 2]
-        )
+        held_out = self._comparisons["validation"]
+        few = held_out.select(torch.arange(len(held_out))[: _PROOF_TEXTS // 2])
         texts, _ = few.texts.unpacked()
         return texts.select(torch.arange(len(texts))[:_PROOF_TEXTS])

@@ -12,23 +12,16 @@ from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, Loss, Policy, RewardFn, StageRun, Stateful
-from rlhf_kit.types import NllInputs, TextBatch
-from rlhf_kit_instructgpt.batches import (
-    answered,
-    check_prompts,
-    prompt_batch,
-    sampling_of,
-    short_prompts,
-    text_blocks,
-)
+from rlhf_kit.types import NllInputs, TextBatch, Texts
+from rlhf_kit_instructgpt.batches import answered, held_out_blocks, sampling_of, text_blocks
 from rlhf_kit_instructgpt.best import Best
 from rlhf_kit_instructgpt.endings import Endings
+from rlhf_kit_instructgpt.left_out import LeftOut
 from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import SFTOptions
 from rlhf_kit_instructgpt.perplexity import perplexity
+from rlhf_kit_instructgpt.prompts import PromptSet
 from rlhf_kit_instructgpt.streams import TextStream
-
-HELD_OUT_BLOCKS = 32
 
 
 class SFT:
@@ -36,24 +29,25 @@ class SFT:
 
     def __init__(self, options: SFTOptions, context: Context) -> None:
         self._options, self._context = options, context
-        source = context.build(options.demonstrations)
-        longest, tokenizer = options.max_prompt_tokens, context.tokenizer
-        train, self._rows = (
-            short_prompts(source.split(name), tokenizer, longest)
-            for name in ("train", "validation")
-        )
-        self._train, self._validation = (
-            answered([(r, r["response"], True) for r in rows], tokenizer)
-            for rows in (train, self._rows)
-        )
+        self._left_out = LeftOut()
+        self._train, _ = self._demonstrations("train")
+        self._validation, prompts = self._demonstrations("validation")
         self._loss: Loss[NllInputs] = context.build(options.loss)
         self._reward: RewardFn | None = None
         self._endings: Endings | None = None  # of a run
         if options.select_by is not None:
-            self._rows = self._rows[: options.select_prompts]
-            check_prompts(self._rows, context.tokenizer, options.sampling.max_new_tokens)
+            self._prompts = PromptSet.chosen(
+                prompts.rows,
+                context.tokenizer,
+                "validation, answered for select_by",
+                self._left_out,
+                longest=None,
+                most=options.select_prompts,
+                option="select_prompts",
+                room=options.sampling.max_new_tokens,
+            )
             self._reward = context.build(options.select_by)
-            probe(self._reward, self._rows, "select_by")
+            probe(self._reward, self._prompts.rows, "select_by")
         self._blocks, self._held_out = self._texts()
         # A batch holds so many demonstrations; the rest of it is running text.
         self._size, self._mixed = options.batch_size, 0
@@ -61,19 +55,28 @@ class SFT:
             self._mixed = round(options.batch_size * options.pretraining_fraction)
             self._size = options.batch_size - self._mixed
 
-    def _texts(self) -> tuple[TextBatch | None, TextBatch | None]:
+    def _demonstrations(self, split: str) -> tuple[Texts, PromptSet]:
+        o, tokenizer = self._options, self._context.tokenizer
+        rows = self._context.build(o.demonstrations).split(split)
+        prompts = PromptSet.chosen(
+            rows, tokenizer, split, self._left_out, longest=o.max_prompt_tokens
+        )
+        return answered(prompts, ((r["response"], True) for r in prompts.rows), tokenizer), prompts
+
+    def _texts(self) -> tuple[Texts | None, Texts | None]:
         o = self._options
         if o.pretraining is None:
             return None, None
         source, tokenizer = self._context.build(o.pretraining), self._context.tokenizer
         train, held_out = (
-            text_blocks(source.split(name), tokenizer, o.pretraining_length)
+            text_blocks(source.split(name), tokenizer, o.pretraining_length, self._left_out, name)
             for name in ("train", "validation")
         )
-        return train, held_out.select(torch.arange(min(len(held_out), HELD_OUT_BLOCKS)))
+        return train, held_out_blocks(held_out, self._left_out)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options
+        self._left_out.tell(run)
         memory = self._context.memory()
         if self._reward is not None:
             load_models(self._reward, memory)
@@ -159,11 +162,9 @@ class SFT:
         sampling, generator = self._options.sampling, torch.Generator()
         generator.manual_seed(self._context.seed)
         total = 0.0
-        for begin in range(0, len(self._rows), sampling.batch_size):
-            rows = self._rows[begin : begin + sampling.batch_size]
-            prompts = prompt_batch(rows, self._context.tokenizer)
+        for prompts in self._prompts.split(sampling.batch_size):
             samples = policy.generate(prompts, sampling_of(sampling, generator))
             if self._endings is not None:
                 self._endings.see(samples)
             total += score(reward, samples, "select_by")[0].sum().item()
-        return total / len(self._rows)
+        return total / len(self._prompts)

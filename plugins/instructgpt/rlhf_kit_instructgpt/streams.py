@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from rlhf_kit.engine.minibatch import Cycle
-from rlhf_kit.interfaces import Tokenizer
-from rlhf_kit.types import Prompts, TextBatch
-from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.batches import prompt_batch
+from rlhf_kit.types import Prompts, TextBatch, Texts
+from rlhf_kit_instructgpt.prompts import PromptSet
 
 
 class PromptStream:
     """Prompts for one rollout after another: ``size`` rows, each prompt ``repeat`` times."""
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        size: int,
-        tokenizer: Tokenizer,
-        generator: torch.Generator,
-        repeat: int = 1,
+        self, prompts: PromptSet, size: int, generator: torch.Generator, repeat: int = 1
     ) -> None:
-        self._rows, self._tokenizer, self._repeat = rows, tokenizer, repeat
-        self._cycle = Cycle(len(rows), size // repeat, generator)
+        self._prompts, self._repeat = prompts, repeat
+        self._cycle = Cycle(len(prompts), size // repeat, generator)
 
     def next(self) -> Prompts:
-        rows = [self._rows[i] for i in self._cycle.next().tolist()]
-        return prompt_batch(rows, self._tokenizer).repeat(self._repeat)
+        return self._prompts.batch(self._cycle.next()).repeat(self._repeat)
 
     def state_dict(self) -> dict[str, Any]:
         return self._cycle.state_dict()
@@ -43,7 +34,7 @@ class TextStream:
     """Blocks of pretraining text: ``per_episode`` of them for each episode of a minibatch."""
 
     def __init__(
-        self, blocks: TextBatch, per_episode: float, micro: int, generator: torch.Generator
+        self, blocks: Texts, per_episode: float, micro: int, generator: torch.Generator
     ) -> None:
         self._blocks, self._per_episode, self._micro = blocks, per_episode, micro
         self._cycle = Cycle(len(blocks), 1, generator)

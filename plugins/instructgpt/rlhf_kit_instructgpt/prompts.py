@@ -1,0 +1,124 @@
+"""Prompts as tokens: each is tokenised once, and padded only in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.errors import DataError
+from rlhf_kit.interfaces import Tokenizer
+from rlhf_kit.types import Prompts, Ragged
+from rlhf_kit.types.samples import Row
+from rlhf_kit_instructgpt.left_out import LeftOut
+
+
+def shown(row: Row) -> str:
+    """How an error names a row."""
+    return str(row.get("id") or row.get("prompt") or row["messages"][-1]["content"])[:60]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptSet:
+    """N rows and the tokens of their prompts."""
+
+    rows: Sequence[Row]
+    tokens: Ragged
+    pad: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], tokenizer: Tokenizer) -> PromptSet:
+        """All of ``rows``."""
+        tokens = Ragged.of(tokenizer.prompt(row) for row in rows)
+        return cls(rows, tokens, tokenizer.pad_id)
+
+    @classmethod
+    def chosen(
+        cls,
+        rows: Sequence[Row],
+        tokenizer: Tokenizer,
+        split: str,
+        left_out: LeftOut,
+        *,
+        longest: int | None,
+        most: int | None = None,
+        option: str = "",
+        room: int = 0,
+    ) -> PromptSet:
+        """The first ``most`` rows whose prompt has at most ``longest`` tokens.
+
+        Args:
+            rows: of ``split``.
+            tokenizer: of the model.
+            split: its name, for ``left_out``, which hears what is not chosen.
+            left_out: see there.
+            longest: in tokens; None: any.
+            most: None: all.
+            option: what sets ``most``.
+            room: tokens of an answer that must fit behind every prompt.
+
+        Raises:
+            DataError: no prompt is short enough, or one leaves no ``room`` in the context.
+        """
+        kept: list[Row] = []
+        seen = 0
+
+        def prompts() -> Iterator[list[int]]:
+            nonlocal seen
+            for row in rows:
+                if most is not None and len(kept) == most:
+                    return  # what is not wanted need not be tokenised
+                seen += 1
+                tokens = tokenizer.prompt(row)
+                if longest is None or len(tokens) <= longest:
+                    kept.append(row)
+                    yield tokens
+
+        found = cls(kept, Ragged.of(prompts()), tokenizer.pad_id)
+        if not kept:
+            raise DataError(
+                f"max_prompt_tokens: none of {len(rows)} prompts has at most {longest} tokens"
+            )
+        what = f"prompts of split {split}"
+        left_out.note(seen - len(kept), seen, what, f"longer than max_prompt_tokens {longest}")
+        left_out.note(len(rows) - seen, len(rows), what, f"more than {option} {most}")
+        found._check(tokenizer, room)
+        return found
+
+    @classmethod
+    def join(cls, parts: Sequence[PromptSet]) -> PromptSet:
+        """Several of one tokenizer, one after the other."""
+        rows = [row for part in parts for row in part.rows]
+        return cls(rows, Ragged.join([part.tokens for part in parts]), parts[0].pad)
+
+    def _check(self, tokenizer: Tokenizer, room: int) -> None:
+        for row, length in zip(self.rows, self.tokens.lengths.tolist(), strict=True):
+            if room and length + room > tokenizer.max_length:
+                raise DataError(
+                    f"prompt {shown(row)!r}: {length} tokens and {room} new ones exceed the "
+                    f"context of {tokenizer.max_length}; shorten the prompt or lower max_new_tokens"
+                )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, index: Tensor) -> PromptSet:
+        rows = [self.rows[i] for i in index.tolist()]
+        return PromptSet(rows, self.tokens.select(index), self.pad)
+
+    def first(self, count: int) -> PromptSet:
+        """The first ``count`` of them."""
+        return self.select(torch.arange(min(count, len(self))))
+
+    def split(self, size: int) -> Iterator[Prompts]:
+        """Batches of at most ``size`` prompts, in their order."""
+        for index in torch.arange(len(self)).split(size):
+            yield self.batch(index)
+
+    def batch(self, index: Tensor) -> Prompts:
+        """Prompts ``index``, padded to the longest of them; one group per row."""
+        chosen = self.select(index)
+        tokens, mask = chosen.tokens.padded(self.pad, left=True)
+        return Prompts(tokens, mask, chosen.rows, torch.arange(len(chosen)))
