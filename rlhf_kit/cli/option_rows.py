@@ -1,4 +1,4 @@
-"""Describe the options of a component: key, type, default, range, description."""
+"""Describe the options of a component: key, type, default, range, effect, description."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from rlhf_kit.components import Options
+from rlhf_kit.components import Options, effect_of
 from rlhf_kit.nested_defaults import block_default, block_model
 from rlhf_kit.recipe.problems import key_of
 
@@ -24,7 +24,8 @@ def option_rows(options: type[Options]) -> list[dict[str, str]]:
     """One row per option, in the order they are declared.
 
     The options of a nested block follow it as ``optimizer.learning_rate``, with the defaults that
-    hold there.
+    hold there. ``effect`` says what a change does: "identity" makes another result, "execution"
+    changes rounding at most, "observation" what is logged.
     """
     return list(_rows(options, "", None, ()))
 
@@ -43,6 +44,7 @@ def _rows(
             "type": "block" if opened else _type(field),
             "default": _block_default(field, inner) if opened else _default(field, block, inner),
             "range": _range(field),
+            "effect": effect_of(model, name),
             "description": " ".join((field.description or "").split()),
         }
         if below is not None and opened:

@@ -88,7 +88,7 @@ def show(name: str, seam: str | None, plugin_files: tuple[Path, ...], as_json: b
         click.echo(f"produces: {component.produces}")
     click.echo(f"target: {component.target}\n")
     if rows:
-        headers = ["KEY", "TYPE", "DEFAULT", "RANGE", "DESCRIPTION"]
+        headers = ["KEY", "TYPE", "DEFAULT", "RANGE", "EFFECT", "DESCRIPTION"]
         show_table(headers, [list(row.values()) for row in rows])
     else:
         click.echo("no options")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from test_shipped_recipes import SMALL, labeler
-from toy_runs import one_stage, run
+from toys import write_toy_recipe
 
 import rlhf_kit.hookspecs
 from rlhf_kit.cli.main import main
@@ -38,6 +39,19 @@ def commands(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def changed_run(toy_model: Path, folder: Path) -> Path:
+    """A run folder in which a changed recipe has set something aside."""
+    recipe = write_toy_recipe(folder / "project", toy_model, "hydra")
+    values = yaml.safe_load(recipe.read_text())
+    values["stages"] = {"sft": values["stages"]["sft"]}
+    values["data"] = {"demonstrations": values["data"]["demonstrations"]}
+    recipe.write_text(yaml.safe_dump(values))
+    for epochs in (1, 2):
+        words = ["run", str(recipe), f"sft.epochs={epochs}", "--out", str(folder / "run")]
+        assert CliRunner().invoke(main, words).exit_code == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize(("command", "printed"), commands(TUTORIAL), ids=lambda v: str(v)[:60])
 def test_tutorial_commands(
     command: str, printed: str, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -50,10 +64,7 @@ def test_tutorial_commands(
         words += [model, "memory={use: hydra, trainable_layers: 2}", labeler(tmp_path), *SMALL]
         words[words.index("--out") + 1] = str(tmp_path / "run")
     if words[0] == "superseded":
-        recipe = one_stage(tmp_path / "project", toy_model, "sft")
-        for epochs in (1, 2):
-            run(recipe, tmp_path / "run", f"sft.epochs={epochs}")
-        words[1] = str(tmp_path / "run")
+        words[1] = str(changed_run(toy_model, tmp_path))
     result = CliRunner().invoke(main, words)
     assert result.exit_code == (2 if printed.startswith("error:") else 0), result.output
     assert printed in result.output

@@ -118,7 +118,9 @@ def comparisons(
     for group, rows in members.items():
         if len(rows) < 2:
             continue
-        row = {k: v for k, v in samples.rows[rows[0]].items() if k != "split"}
+        # What a prompt's row calls so too would be read as the comparison's own.
+        own = ("split", "completions", "ranks", "finished", "scores")
+        row = {k: v for k, v in samples.rows[rows[0]].items() if k not in own}
         row |= {
             "split": splits[group],
             "completions": [samples.responses[i] for i in rows],
