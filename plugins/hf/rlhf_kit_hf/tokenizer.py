@@ -16,7 +16,7 @@ from rlhf_kit_hf.end_tokens import end_tokens
 from rlhf_kit_hf.options import TextOptions
 from rlhf_kit_hf.text_encoder import MARK, TextEncoder
 
-_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one."
+_SENTENCE = "Two tokenizers that read this alike, 100 % of it, are taken for one"
 
 
 def reading(tokenizer: Tokenizer) -> str:
