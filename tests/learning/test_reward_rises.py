@@ -36,13 +36,24 @@ BEGINNINGS = (
     "Nobody knew why",
     "Down the long road",
 )
+HELD_OUT = (
+    "There was once a",
+    "And then the",
+    "By the river",
+    "“Where are you going?” asked",
+    "The next morning the",
+    "One day a",
+    "The old house",
+    "Behind the high wall",
+)
 COUNT = 14
 RATES = {"hydra": 7e-4, "lora": 2e-3, "full": 3e-4}
 
 
 def project(folder: Path, model: Path, memory: str, kl_coef: float) -> Path:
     (folder / "reward.py").write_text(REWARD)
-    rows = [{"prompt": text, "split": split} for split in ("train", "test") for text in BEGINNINGS]
+    rows = [{"prompt": text, "split": "train"} for text in BEGINNINGS]
+    rows += [{"prompt": text, "split": "test"} for text in HELD_OUT]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     reward = {"use": "python", "path": "reward.py"}
     strategy: dict[str, Any] = {"use": memory, "dtype": "float32", "device": "cpu"}
