@@ -15,6 +15,7 @@ from rlhf_kit.context import RunContext
 from rlhf_kit.engine.checkpoint import write_atomically, write_json
 from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib, reset_peak_rss
 from rlhf_kit.engine.progress import Console
+from rlhf_kit.engine.release import release_memory
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import DataError, Interrupted, RlhfKitError
 from rlhf_kit.interfaces import Stage
@@ -61,6 +62,7 @@ def run_recipe(
     spent_before = sum(record.seconds for record in records.values())
     with _announced(loaded, folder, recipe):
         for id in todo:
+            release_memory()  # what building, or the stage before, has left behind
             _run_stage(id, stages.pop(id), records[id], attempt, console)
     total = spent_before + time.monotonic() - begin
     summary = summarise(recipe, records, total)

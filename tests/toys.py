@@ -199,7 +199,7 @@ def toy_recipe_values(model: Path, memory: str) -> dict[str, Any]:
         strategy["trainable_layers"] = 2
     if memory == "lora":
         strategy["rank"] = 4
-    rate = {"learning_rate": 1e-3}
+    rate = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0}
     proxy = {"use": "reward_model", "from": "reward_model"}
     return {
         "name": "toy",

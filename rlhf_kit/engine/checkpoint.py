@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_kit.errors import DataError
@@ -47,7 +48,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def _disk_full(error: BaseException) -> bool:
-    """torch.save reports a failed write as a RuntimeError whose cause carries the errno."""
+    """torch.save reports a failed write as a RuntimeError whose cause carries the errno, and
+
+    safetensors puts the errno into words only.
+    """
+    if isinstance(error, SafetensorError):
+        return any(f"os error {number}" in str(error) for number in _FULL)
     causes = (error, error.__cause__, error.__context__)
     return any(isinstance(e, OSError) and e.errno in _FULL for e in causes) or (
         isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
@@ -62,8 +68,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write safetensors, atomically."""
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    write_atomically(path, lambda file: file.write(content))
+    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # Through its own writer, which makes no copy of all of them in memory.
+    write_atomically(path, lambda file: save_file(whole, file.name))
 
 
 def save_checkpoint(path: Path, step: int, state: Mapping[str, Stateful]) -> None:

@@ -1,4 +1,4 @@
-"""Giving memory back between stages."""
+"""Giving memory back that nothing uses."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import ctypes
 import gc
 
 
-def release_memory() -> None:
-    """Let go of what a finished stage has left behind.
+def trim_heap() -> None:
+    """Have the C library give back what has been freed; a few hundredths of a second.
 
-    Models and optimizers are in reference cycles, which wait for the collector; and the C library
-    keeps what was freed for itself, in pieces that the next stage's larger tensors do not fit into.
-    Not for use inside a stage: what is given back costs page faults to get again.
+    glibc takes tensors below 32 MiB from a heap whose freed middle it keeps, in pieces that other
+    tensors do not fit into: phases of different shapes, one after the other, add up.
     """
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
     if trim is not None:
         trim(0)
+
+
+def release_memory() -> None:
+    """Let go of what a finished stage has left behind: models that reference cycles hold, too.
+
+    Not for use inside a stage, where collecting takes longer than it gains.
+    """
+    gc.collect()
+    trim_heap()

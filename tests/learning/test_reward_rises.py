@@ -130,7 +130,7 @@ def test_reward_rises(learn: Callable[[str, float], Learned], memory: str) -> No
     rise = means["ppo"] - means["sft"]
     assert 0.05 < means["sft"] < 0.4  # what the model does by itself
     assert rise > 5 * error
-    assert rise > 0.4
+    assert rise > 0.25  # on beginnings that it has not seen
     # The samples seen in training rose as well, and the summary says the same.
     first, last = found.rows[:4], found.rows[-4:]
     begin, end = (statistics.mean(row["score"] for row in part) for part in (first, last))

@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.minibatch import minibatches
+from rlhf_kit.engine.release import trim_heap
 from rlhf_kit.engine.scoring import score
 from rlhf_kit.interfaces import StageRun
 from rlhf_kit.ops.kl import kl_penalised_rewards, sequence_kl
@@ -65,6 +66,7 @@ class PPOPtx:
         extra = self.steer_ptx(step, clock)
         rollout = self.collect(parts.prompts.next(), sampling, clock)
         endings.see(rollout.samples)
+        trim_heap()  # decoding leaves other shapes behind than updates need
         run.rollout_collected(step, rollout)
         kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)  # [B]
         verdict = parts.limit.check(kl.mean().item())
@@ -157,6 +159,7 @@ class PPOPtx:
                 step.add({"ptx": term}, self.language_model, texts, "ptx")
         if parts.ema is not None:
             parts.ema.update()
+        trim_heap()
         return step.stats
 
     def policy_and_value(self, batch: PPOBatch) -> dict[str, PolicyLossInputs | ValueLossInputs]:
