@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -36,12 +39,24 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, about) for name, (_, about) in self.lazy.items()])
 
 
+@contextmanager
+def warnings_in_short() -> Iterator[None]:
+    """Warnings as a line for the person watching, without the place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 class ErrorGroup(LazyGroup):
     """The outermost group: the only place where an error becomes a line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings_in_short():
+                return super().invoke(ctx)
         except RlhfKitError as error:
             word = "stopped" if isinstance(error, Interrupted) else "error"
             for line in str(error).splitlines() or [type(error).__name__]:

@@ -33,7 +33,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model computes with the average; nothing may be trained or saved of it."""
+        """Inside, the model computes with the average; nothing may be trained or checkpointed."""
         self._exchange()
         try:
             yield
