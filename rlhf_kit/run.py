@@ -139,8 +139,10 @@ def _run_stage(
     def begin() -> None:
         attempt.begin()
         if record.changed:
-            moved, rows = record.set_aside(), metrics.cut(id)
-            write_atomically(moved / METRICS, lambda file: file.write(b"".join(rows)))
+            # Before the folder moves, so that a kill in between loses nothing.
+            rows = b"".join(metrics.rows(id))
+            write_atomically(record.folder / METRICS, lambda file: file.write(rows))
+            moved = record.set_aside()
             console.line(f"[{id}] the recipe has changed; the earlier result is kept in {moved}")
         for change in record.execution_changes():
             console.line(f"[{id}] goes on with {change}: the same result but for rounding")

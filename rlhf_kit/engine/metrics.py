@@ -54,21 +54,27 @@ class MetricsFile:
                 file.truncate(end)
                 raise
 
-    def cut(self, stage: str, step: int = 0) -> list[bytes]:
-        """Take out, and return, the rows of a stage from ``step`` on.
+    def rows(self, stage: str) -> list[bytes]:
+        """The rows of a stage, as they stand in the file."""
+        return [row for row, place in self._read() if place is not None and place[0] == stage]
+
+    def cut(self, stage: str, step: int = 0) -> None:
+        """Take out the rows of a stage from ``step`` on.
 
         They are of an earlier result, or of steps that will be repeated. A row that a kill has cut
         short goes too.
         """
+        found = self._read()
+        kept = [row for row, place in found if place and (place[0] != stage or place[1] < step)]
+        if len(kept) < len(found):
+            write_atomically(self._path, lambda file: file.write(b"".join(kept)))
+
+    def _read(self) -> list[tuple[bytes, tuple[str, int] | None]]:
+        """Every line, with the stage and the step that it is of."""
         if not self._path.is_file():
             return []
-        rows = self._path.read_bytes().splitlines(keepends=True)
-        found = [_place(row) for row in rows]
-        here = [place is not None and place[0] == stage and place[1] >= step for place in found]
-        kept = [row for row, place, cut in zip(rows, found, here, strict=True) if place and not cut]
-        if len(kept) < len(rows):
-            write_atomically(self._path, lambda file: file.write(b"".join(kept)))
-        return [row for row, cut in zip(rows, here, strict=True) if cut]
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        return [(line, _place(line)) for line in lines]
 
 
 def _place(row: bytes) -> tuple[str, int] | None:
