@@ -112,23 +112,26 @@ class RunContext:
             if any(ref.folder for ref in stage_refs(stage.part)):
                 backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
             content = {
-                "stage": id,
-                "seed": self.recipe.seed,
-                "options": identity(stage.part, now),
-                "runner": now.source(_RUNNER),
-                "data": [self.data(part, context).fingerprint() for part in data],
-                "needs": [records[need].fingerprint for need in stage.needs],
-                "backbones": [backbone.identity(now) for backbone in backbones],
+                "the seed": [id, self.recipe.seed],
+                "its options, or a file or plugin that it uses": identity(stage.part, now),
+                "rlhf_kit": now.source(_RUNNER),
+                "its data": [self.data(part, context).fingerprint() for part in data],
+                "a stage before it": [records[need].fingerprint for need in stage.needs],
+                "the model or memory": [backbone.identity(now) for backbone in backbones],
             }
-            text = json.dumps(content, sort_keys=True, default=str)
             records[id] = StageRecord.read(
                 id,
                 self.stage_folder(id),
                 stage.part.component.produces,
-                hashlib.sha256(text.encode()).hexdigest(),
+                {what: _hash(value) for what, value in content.items()},
                 {**execution(stage.part), **backbones[0].execution()},
             )
         return records
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _meaning(part: Part) -> str:

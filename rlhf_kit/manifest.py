@@ -55,6 +55,7 @@ def describe(
         "run": before.get("run") or uuid.uuid4().hex[:12],
         "recipe": str(recipe.path),
         "fingerprints": {id: record.fingerprint for id, record in records.items()},
+        "produces": {id: record.produces for id, record in records.items()},
         "attempts": [*attempts, this],
     }
 

@@ -158,9 +158,10 @@ def _checked(item: Any) -> Component:
         raise PluginError(f"rlhf_components returned {item!r:.60}; it should return Components")
     if not item.name or "/" in item.name or not item.seam:
         raise PluginError(f"component {item.name!r}: needs a seam and a name without '/'")
-    if not all(item.target.partition(":")):
+    if not isinstance(item.target, str) or not all(item.target.partition(":")):
         raise PluginError(
-            f"{item.seam} {item.name!r}: target {item.target!r} should be 'package.module:Name'"
+            f"{item.seam} {item.name!r}: target {item.target!r} should be text, "
+            "'package.module:Name', or 'my_file:Name' in the plugin file my_file.py"
         )
     if not (isinstance(item.options, type) and issubclass(item.options, Options)):
         raise PluginError(

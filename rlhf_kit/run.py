@@ -21,7 +21,7 @@ from rlhf_kit.errors import DataError, Interrupted, RlhfKitError
 from rlhf_kit.interfaces import Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
-from rlhf_kit.run_folder import MANIFEST, METRICS, read_record
+from rlhf_kit.run_folder import MANIFEST, METRICS, SUMMARY, read_record
 from rlhf_kit.stage_record import StageRecord
 from rlhf_kit.summary import closing_table, summarise
 
@@ -66,7 +66,7 @@ def run_recipe(
             _run_stage(id, stages.pop(id), records[id], attempt, console)
     total = spent_before + time.monotonic() - begin
     summary = summarise(recipe, records, total)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY, summary)
     console.table(f"{recipe.name}: {folder}", closing_table(summary))
     return summary
 
@@ -116,6 +116,7 @@ class Attempt:
         text = dump_yaml(self.recipe).encode()
         write_atomically(self.folder / "recipe.yaml", lambda f: f.write(text))
         write_json(self.folder / MANIFEST, self._manifest)
+        (self.folder / SUMMARY).unlink(missing_ok=True)  # of what is now being replaced
 
 
 @contextmanager
@@ -139,11 +140,12 @@ def _run_stage(
     def begin() -> None:
         attempt.begin()
         if record.changed:
+            what = f"what it depends on has changed ({', '.join(record.changes())})"
             # Before the folder moves, so that a kill in between loses nothing.
             rows = b"".join(metrics.rows(id))
             write_atomically(record.folder / METRICS, lambda file: file.write(rows))
             moved = record.set_aside()
-            console.line(f"[{id}] the recipe has changed; the earlier result is kept in {moved}")
+            console.line(f"[{id}] {what}; the earlier result is kept in {moved}")
         for change in record.execution_changes():
             console.line(f"[{id}] goes on with {change}: the same result but for rounding")
         record.begin(attempt.number)

@@ -9,7 +9,8 @@ from typing import Any
 from rlhf_kit.errors import DataError
 
 FORMAT = 2  # of stage.json, manifest.json and checkpoints; raised when one of them changes
-RECORD, MANIFEST, METRICS = "stage.json", "manifest.json", "metrics.jsonl"
+RECORD, MANIFEST = "stage.json", "manifest.json"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 STAGES, SUPERSEDED = "stages", "superseded"
 
 

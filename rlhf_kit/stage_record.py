@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,32 @@ class StageRecord:
     id: str
     folder: Path
     produces: str
-    fingerprint: str  # of everything the result depends on
+    depends: dict[str, str]  # what the result depends on, in words -> its hash
     execution: dict[str, Any] = field(default_factory=dict)  # options that change rounding at most
     found: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(
-        cls, id: str, folder: Path, produces: str, fingerprint: str, execution: dict[str, Any]
+        cls,
+        id: str,
+        folder: Path,
+        produces: str,
+        depends: dict[str, str],
+        execution: dict[str, Any],
     ) -> StageRecord:
         found = read_record(folder / RECORD)
-        return cls(id, folder, produces, fingerprint, execution, found)
+        return cls(id, folder, produces, depends, execution, found)
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of everything the result depends on."""
+        text = "".join(f"{what}: {self.depends[what]}\n" for what in sorted(self.depends))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def changes(self) -> list[str]:
+        """What, of all that the result depends on, is not as it was."""
+        before = self.found.get("depends", {})
+        return [what for what, digest in self.depends.items() if before.get(what) != digest]
 
     @property
     def changed(self) -> bool:
@@ -100,6 +117,7 @@ class StageRecord:
             "stage": self.id,
             "produces": self.produces,
             "fingerprint": self.fingerprint,
+            "depends": self.depends,
             "finished": False,
             "seconds": 0.0,
         }

@@ -16,7 +16,8 @@ from rlhf_kit.recipe.document import shown
 @click.command(
     help=f"""Check RECIPE without running it: every key, every option, every reference.
 
-    All problems are listed, each with its line. Nothing is downloaded and no model is loaded.
+    All problems of the recipe are listed, each with its line, and of each data file the first.
+    Nothing is downloaded, no model is loaded and no reward is called.
 
     {OVERRIDES_HELP}
     """

@@ -12,8 +12,8 @@ def stage_folder(folder: Path, produces: str) -> Path:
     """The stage folder that ``folder`` is, or the last one in it, of an artifact ``produces``.
 
     A folder inside a finished stage's is taken for another artifact of the same kind, such as the
-    weights before averaging in ``ppo/last``. In a run folder only the results of its present recipe
-    count, in the recipe's order; a result that was set aside must be named itself.
+    weights before averaging in ``ppo/last``. In a run folder it is the last such stage of its
+    present recipe, which must be finished; another one, or one set aside, must be named itself.
 
     Raises:
         RecipeError: no such folder, or nothing finished of that kind in it.
@@ -25,12 +25,16 @@ def stage_folder(folder: Path, produces: str) -> Path:
         return _checked(folder, produces)
     run = read_record(folder / MANIFEST)
     if run:
-        stages = [folder / STAGES / id for id in run["fingerprints"]]
-        found = [stage for stage in stages if not _wrong(stage, produces)]
-        if found:
-            return found[-1]
-        why = [f"{stage.name} {_wrong(stage, produces)}" for stage in stages]
-        raise RecipeError(f"{folder}: holds no finished {produces} ({', '.join(why)})")
+        stages = [folder / STAGES / id for id, kind in run["produces"].items() if kind == produces]
+        if not stages:
+            raise RecipeError(f"{folder}: no stage of that run produces a {produces}")
+        # Never one before it instead: what a recipe means would depend on how far a run is.
+        last, others = stages[-1], [s for s in stages[:-1] if not _wrong(s, produces)]
+        wrong = _wrong(last, produces)
+        if wrong is None:
+            return last
+        hint = f"; name {others[-1]} if that is meant" if others else ""
+        raise RecipeError(f"{folder}: holds no finished {produces}: {last.name} {wrong}{hint}")
     if (folder.parent / RECORD).is_file() and next(folder.glob("*.safetensors"), None):
         _checked(folder.parent, produces)
         return folder

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from pydantic import ValidationError, create_model
 
@@ -50,12 +51,13 @@ def check_component(component: Component) -> None:
     )
 
 
-def check_plugin(module: str) -> list[Component]:
+def check_plugin(module: str | ModuleType) -> list[Component]:
     """Check the plugin in ``module`` (what its entry point names), and all its components.
 
     Returns:
         The components, for further checks.
     """
+    module = module if isinstance(module, str) else module.__name__
     cause = _needs_torch(module)
     require(
         not cause,

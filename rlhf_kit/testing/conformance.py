@@ -159,9 +159,10 @@ def check_advantage(
         try:
             out = estimator(given[0], given[1] if needs_values else None, given[2], given[3])
         except Exception as error:
-            raise AssertionError(f"{name} raised {type(error).__name__}: {error} ({what})") from (
-                error
-            )
+            hint = "" if needs_values else "; values is None, since needs does not have 'values'"
+            raise AssertionError(
+                f"{name} raised {type(error).__name__}: {error} ({what}{hint})"
+            ) from error
         require(isinstance(out, Advantages), f"{name} should return rlhf_kit.types.Advantages")
         for before, after in zip((rewards, values, mask, group), given, strict=True):
             unchanged = torch.equal(before.nan_to_num(), after.nan_to_num())

@@ -238,7 +238,7 @@ def test_an_installed_plugin_is_its_source_and_not_its_version(
         append(source / "toy_brief" / name, "\n")
         run(recipe, out, "ppo.reward=toy_brief")
         shown = capsys.readouterr().err
-        assert "[ppo] the recipe has changed" in shown
+        assert "[ppo] what it depends on has changed (its options, or a file or plugin" in shown
         assert "[ppo] done" in shown
 
 
@@ -318,7 +318,7 @@ def test_a_rerun_that_is_not_finished_hides_the_old_result(
     start = f"sft.from={out}/"
     before = fingerprints(follower, start)
     stop_at(recipe, out, monkeypatch, "ppo.kl_coef=0.5")
-    with pytest.raises(RecipeError, match=r"holds no finished policy \(ppo is not finished\)"):
+    with pytest.raises(RecipeError, match="holds no finished policy: ppo is not finished"):
         open_recipe(follower, [start])
     aside = out / "superseded/ppo-1"
     named = fingerprints(follower, f"sft.from={aside}")

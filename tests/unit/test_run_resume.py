@@ -117,7 +117,7 @@ def test_an_edited_reward_file_counts_as_a_change(
     shown = capsys.readouterr().err
     assert "[sft] finished already" in shown
     for stage in ("collect", "reward_model", "ppo", "evaluate"):
-        assert f"[{stage}] the recipe has changed" in shown
+        assert f"[{stage}] what it depends on has changed (" in shown
 
 
 def test_an_observer_that_fails_does_not_stop_the_run(
@@ -145,7 +145,7 @@ def test_a_changed_recipe_sets_aside_only_what_depends_on_it(
         assert f"[{stage}] finished already" in shown
     after = written(copied)
     for stage in ("ppo", "evaluate"):
-        assert f"[{stage}] the recipe has changed; the earlier result is kept in" in shown
+        assert f"[{stage}] what it depends on has changed (" in shown
         for name, time in before.items():
             if name.startswith(f"stages/{stage}/"):
                 kept = name.replace(f"stages/{stage}/", f"superseded/{stage}-1/")
@@ -175,7 +175,7 @@ def test_changed_data_invalidates_what_reads_it(
     shown = capsys.readouterr().err
     assert "[sft] finished already" in shown
     for stage in ("collect", "reward_model", "ppo", "evaluate"):
-        assert f"[{stage}] the recipe has changed" in shown
+        assert f"[{stage}] what it depends on has changed (" in shown
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(

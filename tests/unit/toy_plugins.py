@@ -177,7 +177,12 @@ def finished_stage(folder: Path, produces: str) -> Path:
     (folder / "stage.json").write_text(json.dumps(record))
     if folder.parent.name == "stages":
         manifest = folder.parent.parent / "manifest.json"
-        run = json.loads(manifest.read_text()) if manifest.exists() else {"fingerprints": {}}
+        run = (
+            json.loads(manifest.read_text())
+            if manifest.exists()
+            else {"fingerprints": {}, "produces": {}}
+        )
         run |= {"format": 2, "fingerprints": run["fingerprints"] | {folder.name: "made"}}
+        run["produces"] |= {folder.name: produces}
         manifest.write_text(json.dumps(run))
     return folder

@@ -224,19 +224,21 @@ def _precision_of(part: Any) -> float:
 
 
 def _tokenizers(setup: Setup) -> Iterator[Finding]:
+    changed: list[str] = []  # by the worst of them
     for tokenizer in (setup.tokenizer, *_tokenizers_of(setup.reward)):
-        changed = [
+        found = [
             text
             for text in setup.samples.responses
             if tokenizer.decode(tokenizer.response(text, finished=False)) != text
         ]
-        shown = f", such as {changed[0][:60]!r}" if changed else ""
-        yield Finding(
-            "tokenizers",
-            float(len(changed)),
-            float(len(setup.samples) // 4),  # one odd sample may be normalised; a fault hits all
-            f"responses whose text changes when a tokenizer reads and writes it{shown}",
-        )
+        changed = max(changed, found, key=len)
+    shown = f", such as {changed[0][:60]!r}" if changed else ""
+    yield Finding(
+        "tokenizers",
+        float(len(changed)),
+        float(len(setup.samples) // 4),  # one odd sample may be normalised; a fault hits all
+        f"responses whose text changes when a tokenizer reads and writes it{shown}",
+    )
 
 
 def _tokenizers_of(reward: Any) -> Iterator[Tokenizer]:
