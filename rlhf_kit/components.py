@@ -70,6 +70,13 @@ class Options(BaseModel):
     def _over_defaults(cls, values: Any) -> Any:
         return over_defaults(cls, values) if isinstance(values, Mapping) else values
 
+    def effect(self, name: str) -> str:
+        """What a change of the field ``name`` does: "identity", "execution" or "observation".
+
+        As its type says; here an option can say otherwise that depends on another one.
+        """
+        return effect_of(type(self), name)
+
     def binds(self) -> frozenset[str]:
         """The keys that weights trained under these options are bound to.
 

@@ -13,10 +13,11 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+_OWN = "rlhf-kit"  # the distribution
 _HERE = "rlhf_kit"  # this package's files count like a plugin's own, installed or not
 
 
@@ -57,7 +58,9 @@ class Contents:
     """
 
     def __init__(self) -> None:
-        self._direct: dict[tuple[str, Path, str], tuple[list[tuple[str, Path]], set[str]]] = {}
+        self._direct: dict[
+            tuple[str, Path, str, Path | None], tuple[list[tuple[str, Path]], set[str]]
+        ] = {}
         self._found: dict[str, Path | None] = {}
         self._hashes: dict[Path, str] = {}
         self._packages: dict[str, set[str]] = {}
@@ -89,7 +92,11 @@ class Contents:
             lines = lines | self._packages[own]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
-    def _file(self, name: str) -> Path | None:
+    def _file(self, name: str, beside: Path | None = None) -> Path | None:
+        if beside is not None:
+            found = _in_folder(beside, name.split("."))
+            if found is not None:
+                return found
         if name not in self._found:
             self._found[name] = module_file(name)
         return self._found[name]
@@ -97,6 +104,8 @@ class Contents:
     def _closure(self, name: str, file: Path) -> set[str]:
         """A line for each file, and for each distribution, that is imported."""
         own, root = name.partition(".")[0], file
+        # A file that is in no package may put its own folder on the path when it is imported.
+        beside = None if "." in name or file.name == "__init__.py" else file.parent
         lines: set[str] = set()
         todo = {file: name}
         seen: set[Path] = set()
@@ -107,14 +116,16 @@ class Contents:
                 self._hashes[file] = file_hash(file)
             # The first one may have a name that is made of its path.
             lines.add(f"{'' if file == root else name}: {self._hashes[file]}")
-            files, installed = self._imported(name, file, own)
+            files, installed = self._imported(name, file, own, beside)
             lines |= installed
             todo |= {path: module for module, path in files if path not in seen}
         return lines
 
-    def _imported(self, name: str, file: Path, own: str) -> tuple[list[tuple[str, Path]], set[str]]:
+    def _imported(
+        self, name: str, file: Path, own: str, beside: Path | None
+    ) -> tuple[list[tuple[str, Path]], set[str]]:
         """What one file imports: modules to follow, and distributions."""
-        key = (name, file, own)
+        key = (name, file, own, beside)
         if key not in self._direct:
             files: list[tuple[str, Path]] = []
             installed: set[str] = set()
@@ -122,13 +133,18 @@ class Contents:
                 top = other.partition(".")[0]
                 if top in sys.stdlib_module_names:
                     continue
-                brought = None if top in (own, _HERE) else _installed(top)
+                here = beside is not None and _in_folder(beside, [top]) is not None
+                brought = None if here or top in (own, _HERE) else _installed(top)
                 if brought is not None:
                     installed |= {brought} - {""}
                     continue
-                found = self._file(other)
+                package, star, _ = other.partition(".*")
+                found = self._file(package, beside)
                 if found is not None and found.suffix == ".py":
-                    files.append((other, found))
+                    files.append((package, found))
+                    if star and found.name == "__init__.py":  # may name any of its modules
+                        inside = sorted(found.parent.glob("*.py"))
+                        files += [(f"{package}.{path.stem}", path) for path in inside]
             self._direct[key] = files, installed
         return self._direct[key]
 
@@ -144,11 +160,16 @@ def module_file(name: str) -> Path | None:
         return None
     if not rest:
         return Path(spec.origin) if spec.has_location and spec.origin else None
-    for place in spec.submodule_search_locations or ():
-        path = Path(place).joinpath(*rest)
-        for file in (path / "__init__.py", path.with_name(path.name + ".py")):
-            if file.is_file():
-                return file
+    places = spec.submodule_search_locations or ()
+    return next(filter(None, (_in_folder(Path(place), rest) for place in places)), None)
+
+
+def _in_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    """The file of a module below a folder that is on the path, or is a package."""
+    path = folder.joinpath(*names)
+    for file in (path / "__init__.py", path.with_name(path.name + ".py")):
+        if file.is_file():
+            return file
     return None
 
 
@@ -198,7 +219,7 @@ def _named(node: ast.AST, package: str) -> Iterator[str]:
             base = ".".join([*above, *([base] if base else [])])
         if base:
             yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
         called, module = node.func, node.args[0].value
         word = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
@@ -221,9 +242,14 @@ def _installed(top: str) -> str | None:
     for distribution in _distributions(top):
         root = Path(str(distribution.locate_file("")))
         if any(Path(place).is_relative_to(root) for place in places):
-            if _normal(distribution.name) in _required("rlhf-kit"):
+            if _normal(distribution.name) == _OWN:
+                return None  # its plugins are followed, installed or not
+            if _normal(distribution.name) in _required(_OWN):
                 return ""
-            digest = hashlib.sha256((distribution.read_text("RECORD") or "").encode()).hexdigest()
+            record = distribution.read_text("RECORD")
+            if record is None:  # such as an egg-info beside the sources
+                return None
+            digest = hashlib.sha256(record.encode()).hexdigest()
             return f"{distribution.name} {distribution.version} {digest}"
     return None
 

@@ -12,18 +12,30 @@ FORMAT = 2  # of stage.json, manifest.json and checkpoints; raised when one of t
 RECORD, MANIFEST = "stage.json", "manifest.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 STAGES, SUPERSEDED = "stages", "superseded"
+_KEYS = {
+    RECORD: ("stage", "produces", "finished", "fingerprint"),
+    MANIFEST: ("run", "fingerprints", "produces", "attempts"),
+}
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """A stage.json or manifest.json; empty where there is none.
 
     Raises:
-        DataError: another format than this version's.
+        DataError: another format than this version's, or a file that is not whole.
     """
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is damaged; use another --out, or remove that folder")
     check_format(path, found.get("format", 1))
+    missing = [key for key in _KEYS[path.name] if key not in found]
+    if missing:
+        raise DataError(f"{path}: is damaged, it lacks {', '.join(missing)}; use another --out")
     return found
 
 

@@ -35,10 +35,16 @@ def stage_folder(folder: Path, produces: str) -> Path:
             return last
         hint = f"; name {others[-1]} if that is meant" if others else ""
         raise RecipeError(f"{folder}: holds no finished {produces}: {last.name} {wrong}{hint}")
-    if (folder.parent / RECORD).is_file() and next(folder.glob("*.safetensors"), None):
+    weights, whole = _weights(folder), _weights(folder.parent)
+    # Weights of the same kind have the same files; a critic's have a head of their own.
+    if (folder.parent / RECORD).is_file() and weights and weights <= whole:
         _checked(folder.parent, produces)
         return folder
     raise RecipeError(f"{folder}: holds no finished {produces}")
+
+
+def _weights(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.safetensors")}
 
 
 def _checked(stage: Path, produces: str) -> Path:

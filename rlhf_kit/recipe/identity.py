@@ -16,6 +16,8 @@ from rlhf_kit.run_folder import METRICS, RECORD
 
 # What a stage folder holds besides its result.
 _NO_RESULT = (RECORD, METRICS, "checkpoints")
+# Their sources know which files of a folder they read, and say so by `fingerprint`.
+_FINGERPRINTED = ("model", "data")
 
 
 def identity(part: Part, now: Contents) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def identity(part: Part, now: Contents) -> dict[str, Any]:
     return {
         "use": f"{part.package}/{part.component.name}",
         "code": [attribute, now.source(target, whole_package=True)],
-        **_options(part.options, now),
+        **_options(part.options, now, told=part.component.seam in _FINGERPRINTED),
     }
 
 
@@ -45,7 +47,7 @@ def execution(part: Part) -> dict[str, Any]:
 def _execution(options: BaseModel, before: str) -> Iterator[tuple[str, Any]]:
     for name, field in type(options).model_fields.items():
         key, value = before + key_of(name, field), getattr(options, name)
-        if effect_of(type(options), name) == "execution":
+        if _effect(options, name) == "execution":
             yield key, to_jsonable_python(value)
             continue
         inner = value.items() if isinstance(value, dict) else [("", value)]
@@ -57,17 +59,23 @@ def _execution(options: BaseModel, before: str) -> Iterator[tuple[str, Any]]:
                 yield from _execution(item, place)
 
 
-def _options(options: BaseModel, now: Contents) -> dict[str, Any]:
+def _options(options: BaseModel, now: Contents, *, told: bool = False) -> dict[str, Any]:
     idle = options.idle() if isinstance(options, Options) else {}
     values = {
-        key_of(name, field): _value(getattr(options, name), now)
+        key_of(name, field): _value(getattr(options, name), now, told)
         for name, field in type(options).model_fields.items()
-        if key_of(name, field) not in idle and effect_of(type(options), name) == "identity"
+        if key_of(name, field) not in idle and _effect(options, name) == "identity"
     }
     return values | {k: _value(v, now) for k, v in (options.model_extra or {}).items()}
 
 
-def _value(value: Any, now: Contents) -> Any:
+def _effect(options: BaseModel, name: str) -> str:
+    if isinstance(options, Options):
+        return options.effect(name)
+    return effect_of(type(options), name)
+
+
+def _value(value: Any, now: Contents, told: bool = False) -> Any:
     if isinstance(value, Part):
         return identity(value, now)
     if isinstance(value, StageRef):
@@ -75,10 +83,12 @@ def _value(value: Any, now: Contents) -> Any:
             return {"artifact": folder_hash(value.folder, without=_NO_RESULT)}
         return {"stage": value.stage}
     if isinstance(value, Path):
+        if told and value.is_dir():
+            return {"folder": "as its fingerprint says"}
         content = now.path(value) if value.is_absolute() else None
         return {"content": content or str(value)}
     if isinstance(value, Module):
-        return {"module": str(value), "source": now.source(value)}
+        return {"module": str(value), "source": now.source(value, whole_package=True)}
     if isinstance(value, BaseModel):
         return _options(value, now)
     if isinstance(value, dict):

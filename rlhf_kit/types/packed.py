@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.shapes import width_of
 from rlhf_kit.types.texts import TextBatch
 
 Tokens = Sequence[int]
@@ -97,7 +98,7 @@ class PackedTexts:
     def select(self, prompts: Tensor) -> PackedTexts:
         """Rows ``prompts``, cut to the longest of them."""
         mask = self.mask[prompts]
-        width = int(mask.sum(1).max()) if len(prompts) else 0
+        width = width_of(mask)
         return replace(
             self,
             tokens=self.tokens[prompts, :width],

@@ -31,8 +31,7 @@ class Prompts:
     def select(self, index: Tensor) -> Prompts:
         """Rows ``index``, cut on the left to the longest of them."""
         mask = self.mask[index]
-        width = int(mask.sum(1).max()) if len(index) else 0
-        first = mask.shape[1] - width
+        first = mask.shape[1] - width_of(mask.flip(1))
         return Prompts(
             self.tokens[index, first:],
             mask[:, first:],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.types.ragged import Ragged
+from rlhf_kit.types.shapes import width_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class TextBatch:
     def select(self, index: Tensor) -> TextBatch:
         """Rows ``index``, cut to the longest of them."""
         mask = self.mask[index]
-        width = int(mask.sum(1).max()) if len(index) else 0
+        width = width_of(mask)
         return replace(
             self,
             tokens=self.tokens[index, :width],

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from toy_runs import one_stage, run
 from toys import write_toy_recipe
 
+from rlhf_kit import content
 from rlhf_kit.cli.main import main
+from rlhf_kit.content import Contents
 from rlhf_kit.context import RunContext
 from rlhf_kit.errors import DataError, RecipeError, RlhfKitError
 from rlhf_kit.recipe import open_recipe
@@ -173,6 +175,78 @@ def test_a_reward_file_and_what_it_imports(recipe: Path, importable: Path) -> No
     assert changed(before, fingerprints(recipe)) == after
 
 
+def test_a_reward_file_that_puts_its_own_folder_on_the_path(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it has been imported, nothing else could find the module beside it."""
+    (recipe.parent / "beside_toy.py").write_text("K = 101\n")
+    append(
+        recipe.parent / "reward.py",
+        "\nimport sys\nsys.path.insert(0, __file__.rpartition('/')[0])\nimport beside_toy\n",
+    )
+    before = fingerprints(recipe)
+    (recipe.parent / "beside_toy.py").write_text("K = 7\n")
+    after = fingerprints(recipe)
+    assert changed(before, after) == ["collect", "reward_model", "ppo", "evaluate"]
+    # That it can be imported by now, in a notebook say, is no change.
+    monkeypatch.syspath_prepend(str(recipe.parent))
+    assert changed(after, fingerprints(recipe)) == []
+
+
+def test_a_module_in_a_package_counts_with_the_files_beside_it(
+    recipe: Path, importable: Path
+) -> None:
+    package = importable / "toy_judge"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "score.py").write_text("def reward(responses):\n    return [0.0] * len(responses)\n")
+    (package / "words.txt").write_text("tea")
+    gold = "evaluate.gold={use: python, module: toy_judge.score}"
+    before = fingerprints(recipe, gold)
+    append(package / "words.txt")
+    assert changed(before, fingerprints(recipe, gold)) == ["evaluate"]
+
+
+def test_star_imports_reach_the_modules_of_a_package(recipe: Path, importable: Path) -> None:
+    package = importable / "toy_star"
+    package.mkdir()
+    (package / "__init__.py").write_text('__all__ = ["a"]\n')
+    (package / "a.py").write_text("K = 1\n")
+    append(recipe.parent / "reward.py", "\nfrom toy_star import *\n")
+    before = fingerprints(recipe)
+    append(package / "a.py")
+    assert "collect" in changed(before, fingerprints(recipe))
+
+
+def test_sources_beside_an_egg_info_are_read(recipe: Path, importable: Path) -> None:
+    """It has no list of hashes that could stand for them."""
+    info = importable / "toy_egg.egg-info"
+    info.mkdir()
+    (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: toy_egg\nVersion: 0.1\n")
+    (importable / "toy_egg.py").write_text("K = 1\n")
+    append(recipe.parent / "reward.py", "\nimport toy_egg\n")
+    before = fingerprints(recipe)
+    append(importable / "toy_egg.py")
+    assert "collect" in changed(before, fingerprints(recipe))
+
+
+def test_plugins_of_rlhf_kit_are_followed_where_it_is_installed_from_a_wheel(
+    importable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's estimator may build on a built-in one."""
+    (importable / "rlhf_kit_toy").mkdir()
+    (importable / "rlhf_kit_toy/__init__.py").write_text("")
+    info = importable / "rlhf_kit-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rlhf-kit\nVersion: 9.9\n")
+    (info / "RECORD").write_text("rlhf_kit_toy/__init__.py,,\n")
+    (importable / "toy_builder.py").write_text("import rlhf_kit_toy\n")
+    monkeypatch.setattr(content, "_all_distributions", lambda: {"rlhf_kit_toy": ["rlhf-kit"]})
+    before = Contents().source("toy_builder")
+    append(importable / "rlhf_kit_toy/__init__.py")
+    assert Contents().source("toy_builder") != before
+
+
 PLUGIN = """
 import rlhf_kit
 
@@ -305,6 +379,13 @@ def test_every_file_of_a_model_folder(recipe: Path, toy_model: Path, name: str) 
     assert changed(before, fingerprints(recipe, place)) == ALL
 
 
+def test_a_file_of_a_model_folder_that_nobody_reads(recipe: Path, toy_model: Path) -> None:
+    model = shutil.copytree(toy_model, recipe.parent / "model")
+    before = fingerprints(recipe, f"model.name={model}")
+    (model / "README.md").write_text("about it")
+    assert changed(before, fingerprints(recipe, f"model.name={model}")) == []
+
+
 # -- what is set aside
 
 
@@ -412,6 +493,75 @@ def test_what_is_set_aside_can_be_listed_and_pruned(toy_model: Path, tmp_path: P
     assert "is no run folder" in str(wrong.exception) + wrong.output
 
 
+def test_a_run_folder_means_its_last_such_stage_or_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_model: Path
+) -> None:
+    """While `ppo` is being trained, `from: ./run/` must not become `sft`."""
+    out = tmp_path / "run"
+    run(recipe, out)
+    stop_at(recipe, out, monkeypatch, "ppo.kl_coef=0.5")
+    follower = one_stage(tmp_path / "next", toy_model, "sft")
+    hint = rf"ppo is not finished; name {out}/stages/sft if that is meant"
+    with pytest.raises(RecipeError, match=hint):
+        open_recipe(follower, [f"sft.from={out}/"])
+    open_recipe(follower, [f"sft.from={out}/stages/sft"])
+    assert not (out / "summary.json").exists()  # it was of the recipe before
+
+
+def test_the_folder_says_whose_results_it_holds(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_model: Path
+) -> None:
+    """Back to the first recipe, before anything but a stage it does not have was touched."""
+    out, values = tmp_path / "run", yaml.safe_load(recipe.read_text())
+    run(recipe, out)
+    warm = dict(values["stages"]["sft"])
+    other = recipe.with_name("other.yaml")
+    stages = {"warm": warm, **values["stages"]}
+    other.write_text(yaml.safe_dump(values | {"stages": stages}, sort_keys=False))
+    stop_at(other, out, monkeypatch)
+    run(recipe, out)
+    assert "warm" not in json.loads((out / "manifest.json").read_text())["fingerprints"]
+    assert "warm" not in yaml.safe_load((out / "recipe.yaml").read_text())["stages"]
+    follower = one_stage(tmp_path / "next", toy_model, "sft")
+    open_recipe(follower, [f"sft.from={out}/"])
+
+
+def test_weights_of_another_kind_inside_a_stage_folder(toy_model: Path, tmp_path: Path) -> None:
+    recipe = one_stage(
+        tmp_path / "project", toy_model, "ppo", steps=1, ema=0.9, value={"use": "separate"}
+    )
+    folder = run(recipe, tmp_path / "run")
+    follower = one_stage(tmp_path / "next", toy_model, "sft")
+    open_recipe(follower, [f"sft.from={folder}/last"])
+    with pytest.raises(RecipeError, match="holds no finished policy"):
+        open_recipe(follower, [f"sft.from={folder}/critic"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}'])
+@pytest.mark.parametrize("name", ["stages/sft/stage.json", "manifest.json"])
+def test_a_damaged_record_is_one_line(
+    toy_model: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    recipe = one_stage(tmp_path / "project", toy_model, "sft")
+    run(recipe, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(DataError, match="is damaged"):
+        run(recipe, tmp_path / "run")
+    with pytest.raises(RecipeError, match="is damaged"):
+        open_recipe(recipe, [f"sft.from={tmp_path}/run/"])
+
+
+def test_an_observer_of_a_new_run_finds_its_folder(toy_model: Path, tmp_path: Path) -> None:
+    recipe = one_stage(tmp_path / "project", toy_model, "sft")
+    watcher = tmp_path / "watcher.py"
+    watcher.write_text(
+        "import rlhf_kit\n\n@rlhf_kit.hookimpl\ndef rlhf_run_started(folder, recipe):\n"
+        "    (folder / 'started.txt').write_text('x')\n"
+    )
+    run(recipe, tmp_path / "run", plugins=(watcher,))
+    assert (tmp_path / "run/started.txt").is_file()
+
+
 # -- metrics
 
 
@@ -505,6 +655,41 @@ def test_the_precision_counts_as_what_it_becomes(
     assert found[0] == fingerprints(recipe, "memory.dtype=float32")
     assert found[1] == fingerprints(recipe, "memory.dtype=bfloat16")
     assert changed(*found) == ALL
+
+
+def test_dropout_is_drawn_for_each_forward_pass(recipe: Path) -> None:
+    """So with it a micro-batch makes another result."""
+    for dropout, reached in (("0.0", []), ("0.2", ALL)):
+        before = fingerprints(recipe, f"sft.residual_dropout={dropout}")
+        after = fingerprints(recipe, f"sft.residual_dropout={dropout}", "sft.micro_batch=2")
+        assert changed(before, after) == reached
+
+
+NOISY = """
+import torch
+
+def reward(responses):
+    return torch.rand(len(responses))
+"""
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("memory", ["lora", "hydra"])
+def test_a_continuation_draws_what_an_uninterrupted_run_draws(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str, gate: bool
+) -> None:
+    """A reward draws from torch's own generator, and so does a new adapter."""
+    skip = {"gate_skip": ["repeatable", "reward"]} if gate else {"gate": False}
+    recipe = one_stage(
+        tmp_path / "project", toy_model, "ppo", memory, reward=NOISY, steps=3, **skip
+    )
+    whole = run(recipe, tmp_path / "whole")
+    stop_at(recipe, tmp_path / "part", monkeypatch, step=1)
+    part = run(recipe, tmp_path / "part")
+    files = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert files
+    for name in files:
+        assert (part / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 # -- formats

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from rlhf_kit.plugins import LoadedPlugins, load_plugins
 from rlhf_kit.recipe import Recipe, apply_overrides, read_recipe, resolve
@@ -173,16 +174,15 @@ def resolved(loaded: LoadedPlugins, path: Path, *overrides: str) -> Recipe:
 def finished_stage(folder: Path, produces: str) -> Path:
     """A stage folder of another run, as far as a recipe looks into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"format": 2, "produces": produces, "finished": True, "fingerprint": "made"}
-    (folder / "stage.json").write_text(json.dumps(record))
+    record = {"format": 2, "stage": folder.name, "produces": produces, "finished": True}
+    (folder / "stage.json").write_text(json.dumps(record | {"fingerprint": "made"}))
     if folder.parent.name == "stages":
         manifest = folder.parent.parent / "manifest.json"
-        run = (
-            json.loads(manifest.read_text())
-            if manifest.exists()
-            else {"fingerprints": {}, "produces": {}}
-        )
-        run |= {"format": 2, "fingerprints": run["fingerprints"] | {folder.name: "made"}}
+        run: dict[str, Any] = {"format": 2, "run": "made", "fingerprints": {}, "produces": {}}
+        run["attempts"] = []
+        if manifest.exists():
+            run = json.loads(manifest.read_text())
+        run["fingerprints"] |= {folder.name: "made"}
         run["produces"] |= {folder.name: produces}
         manifest.write_text(json.dumps(run))
     return folder

@@ -75,7 +75,10 @@ class TransformersPolicy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         if self._reference is None:
-            self._reference = self._build_reference()
+            # What an adapter is first filled with is drawn: a run that goes on from a checkpoint
+            # builds it at another time, and must not draw other numbers afterwards.
+            with torch.random.fork_rng():
+                self._reference = self._build_reference()
         previous, self._active = self._active, self._reference
         try:
             yield

@@ -101,6 +101,12 @@ class SFTOptions(Options):
         description="cosine to 10 % without warm-up; 1.04e-5 for 6B (app. C.3)",
     )
 
+    def effect(self, name: str) -> str:
+        # What is dropped is drawn for each forward pass.
+        if name == "micro_batch" and self.residual_dropout > 0:
+            return "identity"
+        return super().effect(name)
+
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
         if self.pretraining is None:
