@@ -323,8 +323,8 @@ def test_a_folder_with_splits_of_its_own_keeps_them(tmp_path: Path) -> None:
     write(folder / "harmless/validation.jsonl", many(7, "Held"))
     own = everything(hh(folder))
     assert [len(own[name]) for name in SPLITS] == [90, 7, 9]
-    # Of one part alone there is nothing to keep apart: it is cut like a single file.
-    alone = everything(hh(write(tmp_path / "one/test.jsonl", many(60)).parent))
+    # A file that is itself the source is cut, whatever its name.
+    alone = everything(hh(write(tmp_path / "one/test.jsonl", many(60))))
     assert set(alone) == {"train", "validation"}
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from rlhf_kit import ModuleName, Options, RecipePath, StageRef, stage_ref
 from rlhf_kit.components import in_recipe
-from rlhf_kit_data.records import SUFFIXES
+from rlhf_kit_data.records import has_suffix
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -23,7 +23,7 @@ def _local_or_hub(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str):
         return in_recipe(value, info) if isinstance(value, Path) else value
     path = in_recipe(value, info)
-    named = value.startswith((".", "/", "~")) or value.endswith(SUFFIXES)
+    named = value.startswith((".", "/", "~")) or has_suffix(value)
     return path if named or path.exists() or not _HUB_ID.fullmatch(value) else value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +20,15 @@ def key_of(text: str) -> Key:
 
 
 def folded(text: str) -> str:
-    """``text`` without its case and spacing."""
+    """``text`` without its case, its spacing, forms of letters and invisible characters.
+
+    Composed and decomposed, wide and narrow letters are the same (NFKC). Characters of category
+    Cf, such as a zero width space or a soft hyphen, do not count.
+    """
+    if not text.isascii():
+        shown = "".join(c for c in text if unicodedata.category(c) != "Cf")
+        text = unicodedata.normalize("NFKC", shown).casefold()
+        text = unicodedata.normalize("NFKC", text)  # which folding the case may undo
     return " ".join(text.casefold().split())
 
 
