@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from data_files import by_split, comparisons, prompts, write_lines
 from rlhf_kit_data.options import HHOptions, OasstOptions, TextOptions
 from rlhf_kit_data.published import HHRLHF, Oasst
 from rlhf_kit_data.running_text import RunningText
 
+from rlhf_kit.cli.main import main
 from rlhf_kit.errors import DataError
 
+ROOT = Path(__file__).parents[2]
 BOM = b"\xef\xbb\xbf"
 
 
@@ -63,6 +66,10 @@ def test_published_trees_of_which_a_split_is_ties(tmp_path: Path, split: str) ->
         write_lines(tmp_path / f"{name}.jsonl", trees(4, ranks))
     with pytest.raises(DataError, match=f"no row of split '{split}' ranks one completion above"):
         by_split(Oasst(OasstOptions(source=tmp_path)))
+    recipe = ROOT / "recipes/reward-model-oasst.yaml"
+    result = CliRunner().invoke(main, ["check", str(recipe), f"data.comparisons.source={tmp_path}"])
+    assert result.exit_code == 3
+    assert f"no row of split '{split}' ranks" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -204,9 +211,20 @@ def test_a_file_that_the_system_does_not_read(tmp_path: Path) -> None:
         assert str(caught.value) == f"{path}: cannot be read: Input/output error"
 
 
+def test_a_name_that_the_system_refuses(tmp_path: Path) -> None:
+    path = tmp_path / ("long" * 100 + ".jsonl")
+    for read in (prompts, lambda path: HHRLHF(HHOptions(source=path))):
+        with pytest.raises(DataError) as caught:
+            by_split(read(path))
+        assert str(caught.value) == f"{path}: cannot be read: File name too long"
+    recipe = ROOT / "recipes/reward-model-oasst.yaml"
+    result = CliRunner().invoke(main, ["check", str(recipe), f"data.comparisons.source={path}"])
+    assert (result.exit_code, result.stderr.count("File name too long")) == (3, 1)
+
+
 def test_the_recipes_data_state_their_splits() -> None:
     """So that no rule for equal questions moves them."""
-    folder = Path(__file__).parents[2] / "recipes/data"
+    folder = ROOT / "recipes/data"
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ def _local_or_hub(value: Any, info: ValidationInfo) -> Any:
         return in_recipe(value, info) if isinstance(value, Path) else value
     path = in_recipe(value, info)
     named = value.startswith((".", "/", "~")) or has_suffix(value)
-    return path if named or path.exists() or not _HUB_ID.fullmatch(value) else value
+    return path if named or os.path.exists(path) or not _HUB_ID.fullmatch(value) else value
 
 
 Source = Annotated[str | Path, BeforeValidator(_local_or_hub)]

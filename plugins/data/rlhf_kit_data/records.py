@@ -60,7 +60,7 @@ def data_files(path: Path) -> list[Path]:
     Raises:
         DataError: nothing there, nothing of a known format, or a folder that cannot be read.
     """
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"{path}: no such file or folder")
     if path.is_file():
         if not has_suffix(path.name):
@@ -105,6 +105,14 @@ def _some(files: list[Path], path: Path) -> str:
 def unreadable(path: Path, error: OSError) -> DataError:
     """What the system says of a file that it does not read."""
     return DataError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there. Raises DataError where the system does not tell."""
+    try:
+        return path.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise unreadable(path, error) from error
 
 
 def digest(path: Path) -> str:

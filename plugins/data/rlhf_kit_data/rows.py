@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from rlhf_kit.errors import DataError
-from rlhf_kit_data.records import json_lines
+from rlhf_kit_data.records import exists, json_lines
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -116,7 +116,9 @@ def refuse_ties(where: object, rows: Iterable[tuple[str, bool]]) -> None:
         raise DataError(f"{where}: no row {all_ties}")
     for split in ("train", "validation"):
         if not paired.get(split, True):
-            raise DataError(f"{where}: no row of split {split!r} {all_ties}; give it one that does")
+            raise DataError(
+                f"{where}: no row of split {split!r} {all_ties}; it takes one that does"
+            )
 
 
 def read_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
@@ -129,8 +131,9 @@ def read_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
             the file and the line.
     """
     schema = KINDS[kind]
-    if not path.is_file() or path.suffix.lower() == ".parquet":
-        reason = "not a JSONL file" if path.is_file() else "no such file"
+    there = exists(path) and path.is_file()
+    if not there or path.suffix.lower() == ".parquet":
+        reason = "not a JSONL file" if there else "no such file"
         raise DataError(f"{path}: {reason}; a {kind} file has one JSON object a line")
     optional = {name for name, field in schema.model_fields.items() if not field.is_required()}
     for where, record in json_lines(path):

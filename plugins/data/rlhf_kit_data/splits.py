@@ -97,7 +97,8 @@ def divide(
     What the source keeps apart stays apart, and its ``test`` goes before its ``validation`` before
     its ``train``: a row is dropped, and counted, if its key is in an earlier one of them. A split
     that the source does not have is cut from its train rows, as the fraction ``validation`` or
-    ``test`` of all keys. A single part of whatever name is cut as a whole. ``limit`` takes at most
+    ``test`` of all keys. A single part of whatever name (a local folder has it only as
+    "train") is cut as a whole. ``limit`` takes at most
     that many rows of each part of the source: whole conversations, by a hash.
     """
     if len(parts) == 1:
