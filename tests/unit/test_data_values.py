@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from data_files import by_split, comparisons, prompts, write_lines
 from rlhf_kit_data.options import HHOptions, OasstOptions, TextOptions
 from rlhf_kit_data.published import HHRLHF, Oasst
 from rlhf_kit_data.running_text import RunningText
+from rlhf_kit_instructgpt.batches import read_comparisons
+from toys import write_toy_recipe
 
 from rlhf_kit.cli.main import main
+from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import DataError
+from rlhf_kit.recipe import open_recipe
 
 ROOT = Path(__file__).parents[2]
 BOM = b"\xef\xbb\xbf"
@@ -97,13 +102,21 @@ def test_numbers_that_a_tensor_does_not_hold(
     assert str(caught.value).startswith(f"{path}:1: {says}")
 
 
-def test_the_largest_numbers_that_a_tensor_holds(tmp_path: Path) -> None:
-    import torch
-
+def test_the_largest_numbers_that_a_tensor_holds(tmp_path: Path, toy_model: Path) -> None:
+    """Whole numbers too, which a tensor of integers would not hold."""
     largest = torch.finfo(torch.float32).max
-    row = ranked(0, "train", [0, 2**31 - 1], scores=[largest, -largest])
-    found = comparisons(write_lines(tmp_path / "c.jsonl", [row])).split("train")
-    assert list(found) == [row]
+    rows = [
+        ranked(0, "train", [0, 2**31 - 1], scores=[largest, -largest]),
+        ranked(1, "train", [1, 0], scores=[10**38, 1]),
+    ]
+    found = comparisons(write_lines(tmp_path / "c.jsonl", rows)).split("train")
+    assert list(found) == rows
+    resolved, _, _ = open_recipe(write_toy_recipe(tmp_path / "project", toy_model, "full"))
+    tokenizer = StageContext(RunContext(resolved, tmp_path / "run"), "reward_model").tokenizer
+    batch = read_comparisons(found, tokenizer).select(torch.arange(2))
+    assert batch.ranks.tolist() == [[0, 2**31 - 1], [1, 0]]
+    assert batch.gold is not None
+    assert torch.equal(batch.gold, torch.tensor([[largest, -largest], [1e38, 1.0]]))
 
 
 def test_a_rank_of_a_tree_that_a_tensor_does_not_hold(tmp_path: Path) -> None:
