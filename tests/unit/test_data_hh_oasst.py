@@ -236,10 +236,12 @@ def test_oasst_keeps_ties_and_needs_two_ranked_replies(tmp_path: Path) -> None:
         return {"prompt": message(id, f"Prompt {id}", "prompter", *replies)}
 
     trees = [two("tied", 0, 1, 1), two("all-tied", 0, 0), two("one", 0, None), two("none", None)]
+    trees += [two(f"clear-{i}", 0, 1) for i in range(9)]
     source = oasst(write(tmp_path / "trees.jsonl", trees))
     assert {row["id"]: row["ranks"] for row in rows_of(source)} == {
         "tied": [0, 1, 1],
         "all-tied": [0, 0],
+        **{f"clear-{i}": [0, 1] for i in range(9)},
     }
     assert source.dropped == {"groups of replies of which fewer than two are ranked": 1}
     with pytest.raises(DataError, match="no comparison with a better and a worse answer is left"):
@@ -323,8 +325,8 @@ def test_a_folder_with_splits_of_its_own_keeps_them(tmp_path: Path) -> None:
     write(folder / "harmless/validation.jsonl", many(7, "Held"))
     own = everything(hh(folder))
     assert [len(own[name]) for name in SPLITS] == [90, 7, 9]
-    # Of one part alone there is nothing to keep apart: it is cut like a single file.
-    alone = everything(hh(write(tmp_path / "one/test.jsonl", many(60)).parent))
+    # A file that is itself the source is cut, whatever its name.
+    alone = everything(hh(write(tmp_path / "one/test.jsonl", many(60))))
     assert set(alone) == {"train", "validation"}
 
 

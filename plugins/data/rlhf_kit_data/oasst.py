@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, model_validator
 
 from rlhf_kit.errors import DataError
 from rlhf_kit_data.options import OasstOptions
 from rlhf_kit_data.records import Records
-from rlhf_kit_data.rows import check
+from rlhf_kit_data.rows import Rank, check
 
 _FORM = (
     'a line is a tree, {"prompt": message with "replies"}, or a message, '
@@ -27,7 +27,7 @@ class Message(BaseModel):
     text: str
     role: Literal["prompter", "assistant"]
     lang: str | None = None
-    rank: Annotated[int, Field(ge=0)] | None = None  # among its siblings, 0 = best
+    rank: Rank | None = None  # among its siblings, 0 = best
     deleted: bool | None = None
     review_result: bool | None = None  # False: the reviewers found it to be spam
     replies: list[Message] = []
@@ -62,7 +62,8 @@ def rows(
     Ranks are the people's own; a reply without one has rank None and takes part in no pair.
 
     Raises:
-        DataError: a record of another form, a message twice, or one that does not take turns.
+        DataError: a record of another form, a message twice, one that does not take turns,
+            or one that answers itself.
     """
 
     def kept(message: Message) -> bool:
@@ -124,9 +125,25 @@ def _roots(records: Records, dropped: Counter[str]) -> Iterator[Message]:
         if parent.role == message.role:
             raise DataError(f"{where}: role: the same as its parent's, {message.role}")
         parent.replies.append(message)
+    _refuse_circles(messages)
     for where, message in messages.values():
         if message.parent_id is None:
             yield _root(message, where)
+
+
+def _refuse_circles(messages: dict[str, tuple[str, Message]]) -> None:
+    """Refuse messages from which no way up ends: no root would find them."""
+    ends = set[str]()
+    for name in messages:
+        above = dict[str, None]()
+        parent: str | None = name
+        while parent in messages and parent not in ends:
+            if parent in above:
+                where = messages[parent][0]
+                raise DataError(f"{where}: parent_id: {parent} is a reply to its own replies")
+            above[parent] = None
+            parent = messages[parent][1].parent_id
+        ends.update(above)
 
 
 def _root(message: Message, where: str) -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from rlhf_kit import ModuleName, Options, RecipePath, StageRef, stage_ref
 from rlhf_kit.components import in_recipe
-from rlhf_kit_data.records import SUFFIXES
+from rlhf_kit_data.records import has_suffix
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -23,8 +24,8 @@ def _local_or_hub(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str):
         return in_recipe(value, info) if isinstance(value, Path) else value
     path = in_recipe(value, info)
-    named = value.startswith((".", "/", "~")) or value.endswith(SUFFIXES)
-    return path if named or path.exists() or not _HUB_ID.fullmatch(value) else value
+    named = value.startswith((".", "/", "~")) or has_suffix(value)
+    return path if named or os.path.exists(path) or not _HUB_ID.fullmatch(value) else value
 
 
 Source = Annotated[str | Path, BeforeValidator(_local_or_hub)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlhf_kit import Component, DataError, Part, RlhfKitError, hookimpl
-from rlhf_kit_data import options, project, rankings, running_text
+from rlhf_kit_data import options, project, rankings, records, running_text
 
 
 @hookimpl
@@ -71,7 +71,7 @@ def _read(part: Part) -> list[project.PlacedRows]:
         folder = o.start.folder
         return [project.read_placed(folder / project.COLLECTED, "comparisons")] if folder else []
     if isinstance(o, options.TextOptions | options.RankingsOptions) and o.path is not None:
-        if not o.path.exists():
+        if not records.exists(o.path):
             key = f"{part.key}.{'path' if isinstance(o, options.TextOptions) else 'source'}"
             raise DataError(f"{o.path}: no such file ({part.where}: {key})")
         if isinstance(o, options.RankingsOptions):

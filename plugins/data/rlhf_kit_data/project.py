@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_kit.errors import DataError
-from rlhf_kit_data.rows import read_rows, written
+from rlhf_kit_data.rows import has_pair, read_rows, refuse_ties, written
 from rlhf_kit_data.splits import Key, Places, held_out, key_of, opening
 
 COLLECTED = "comparisons.jsonl"  # in the folder of a collect stage
@@ -28,13 +28,17 @@ def read_placed(path: Path, kind: str) -> PlacedRows:
 
     Raises:
         DataError: see :func:`rlhf_kit_data.rows.read_rows`; or two rows that begin with the same
-            question state different splits, and the message names both lines.
+            question state different splits, and the message names both lines; or there are
+            comparisons, but those of a split that is trained on or watched are all ties.
     """
     found: list[tuple[Key, str, bytes]] = []
     places, against = Places(held_out(VALIDATION, TEST)), list[str]()
+    pairs: dict[Key, bool] = {}
     for where, row in read_rows(path, kind):
         key, split = key_of(opening(row)), row.get("split")
         found.append((key, where, written(row)))
+        if kind == "comparisons":
+            pairs[key] = pairs.get(key, False) or has_pair(row["ranks"])
         if split is None:
             continue
         claim = places.claim(key, split, where)
@@ -46,6 +50,7 @@ def read_placed(path: Path, kind: str) -> PlacedRows:
     if against:
         more = f" (and so in {len(against) - 1} more rows)" if len(against) > 1 else ""
         raise DataError(against[0] + more)
+    refuse_ties(path, ((places.of(key), pair) for key, pair in pairs.items()))
     return PlacedRows(found, places)
 
 

@@ -11,7 +11,7 @@ from rlhf_kit.errors import DataError
 from rlhf_kit_data import hh, oasst
 from rlhf_kit_data.options import RankingsOptions
 from rlhf_kit_data.records import Parts, local_parts
-from rlhf_kit_data.rows import has_pair
+from rlhf_kit_data.rows import has_pair, refuse_ties
 from rlhf_kit_data.splits import Key, Places, divide
 
 Rows = list[dict[str, Any]]
@@ -51,7 +51,8 @@ def rankings(form: str, options: RankingsOptions, parts: Parts) -> Rankings:
     """The comparisons in ``parts``.
 
     Raises:
-        DataError: a record is not of the form, or nothing is left that could be compared.
+        DataError: a record is not of the form, or nothing is left that could be compared, in all or
+            of a split that is trained on or watched.
     """
     dropped: Counter[str] = Counter()
     kept: dict[str, Rows] = {}
@@ -70,12 +71,14 @@ def rankings(form: str, options: RankingsOptions, parts: Parts) -> Rankings:
         limit=options.limit,
     )
     counted = {reason: count for reason, count in sorted(dropped.items()) if count}
-    if not any(has_pair(row["ranks"]) for _, row in rows):
+    pairs = [(places.of(key), has_pair(row["ranks"])) for key, row in rows]
+    if not any(pair for _, pair in pairs):
         why = ", ".join(f"{count} {reason}" for reason, count in counted.items())
         raise DataError(
             f"{options.source}: no comparison with a better and a worse answer is left"
             + (f"; dropped were {why}" if why else "")
         )
+    refuse_ties(options.source, pairs)
     return Rankings(rows, places, counted)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,11 +17,15 @@ from pydantic import (
 )
 
 from rlhf_kit.errors import DataError
-from rlhf_kit_data.records import json_lines
+from rlhf_kit_data.records import exists, json_lines
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)
 Schema = TypeVar("Schema", bound=BaseModel)
 Row = dict[str, Any]
+# What the tensors hold: ranks as integers, scores as float32.
+Rank = Annotated[int, Field(ge=0, lt=2**31)]
+_LARGEST = 2.0**128 - 2.0**104
+Score = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -64,8 +68,8 @@ class ComparisonRow(PromptRow):
     """
 
     completions: list[Text] = Field(min_length=2)
-    ranks: list[Annotated[int, Field(ge=0)] | None]
-    scores: list[float] | None = None  # the labeler's own, where it has them
+    ranks: list[Rank | None]
+    scores: list[Score] | None = None  # the labeler's own, where it has them
     finished: list[bool] | None = None  # False: cut off before an end of sequence
 
     @model_validator(mode="after")
@@ -94,6 +98,29 @@ def has_pair(ranks: Sequence[int | None]) -> bool:
     return len({rank for rank in ranks if rank is not None}) > 1
 
 
+def refuse_ties(where: object, rows: Iterable[tuple[str, bool]]) -> None:
+    """Refuse comparisons that leave nothing to train on or to watch.
+
+    Args:
+        where: the file, for the message.
+        rows: of each row its split, and whether it has a pair.
+
+    Raises:
+        DataError: all rows, all train rows or all validation rows are ties.
+    """
+    paired: dict[str, bool] = {}
+    for split, pair in rows:
+        paired[split] = paired.get(split, False) or pair
+    all_ties = "ranks one completion above another; all are ties"
+    if paired and not any(paired.values()):
+        raise DataError(f"{where}: no row {all_ties}")
+    for split in ("train", "validation"):
+        if not paired.get(split, True):
+            raise DataError(
+                f"{where}: no row of split {split!r} {all_ties}; it takes one that does"
+            )
+
+
 def read_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     """Yield the rows of a JSONL file as they are written, each with its place, once checked.
 
@@ -101,21 +128,18 @@ def read_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
 
     Raises:
         DataError: the file is missing, empty, or a line is not such a row, and the message names
-            the file and the line; or there are comparisons, but all of them ties.
+            the file and the line.
     """
     schema = KINDS[kind]
-    if not path.is_file() or path.suffix == ".parquet":
-        reason = "not a JSONL file" if path.is_file() else "no such file"
+    there = exists(path) and path.is_file()
+    if not there or path.suffix.lower() == ".parquet":
+        reason = "not a JSONL file" if there else "no such file"
         raise DataError(f"{path}: {reason}; a {kind} file has one JSON object a line")
     optional = {name for name, field in schema.model_fields.items() if not field.is_required()}
-    usable = kind != "comparisons"
     for where, record in json_lines(path):
         check(record, schema, where)
         row = {k: v for k, v in record.items() if v is not None or k not in optional}
-        usable = usable or has_pair(row["ranks"])
         yield where, row
-    if not usable:
-        raise DataError(f"{path}: no row ranks one completion above another; all are ties")
 
 
 def written(row: Row) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit_data.options import TextOptions
-from rlhf_kit_data.records import digest
+from rlhf_kit_data.records import digest, unreadable
 from rlhf_kit_data.rows import Row, written
 from rlhf_kit_data.splits import SPLITS, Key, Places, folded, key_of
 from rlhf_kit_data.table import SplitTable
@@ -69,9 +69,9 @@ def documents(path: Path) -> list[str]:
         DataError: there is no such file, it is not UTF-8, or holds no text.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if not text.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +20,15 @@ def key_of(text: str) -> Key:
 
 
 def folded(text: str) -> str:
-    """``text`` without its case and spacing."""
+    """``text`` without its case, its spacing, forms of letters and invisible characters.
+
+    Composed and decomposed, wide and narrow letters are the same (NFKC). Characters of category
+    Cf, such as a zero width space or a soft hyphen, do not count.
+    """
+    if not text.isascii():
+        shown = "".join(c for c in text if unicodedata.category(c) != "Cf")
+        text = unicodedata.normalize("NFKC", shown).casefold()
+        text = unicodedata.normalize("NFKC", text)  # which folding the case may undo
     return " ".join(text.casefold().split())
 
 
@@ -88,7 +97,8 @@ def divide(
     What the source keeps apart stays apart, and its ``test`` goes before its ``validation`` before
     its ``train``: a row is dropped, and counted, if its key is in an earlier one of them. A split
     that the source does not have is cut from its train rows, as the fraction ``validation`` or
-    ``test`` of all keys. A single part of whatever name is cut as a whole. ``limit`` takes at most
+    ``test`` of all keys. A single part of whatever name (a local folder has it only as
+    "train") is cut as a whole. ``limit`` takes at most
     that many rows of each part of the source: whole conversations, by a hash.
     """
     if len(parts) == 1:

@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_kit.errors import DataError
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NONZERO = re.compile(r"[^eE]*[1-9]")  # before the exponent
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -20,7 +21,7 @@ def parse(line: bytes, where: str) -> Any:
             a key twice in one object, NaN, Infinity, a number out of range, half a surrogate pair.
     """
     try:
-        text = line.decode("utf-8-sig")  # some editors begin a file with a mark
+        text = line.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text ({error.reason})") from error
     try:
@@ -51,7 +52,8 @@ def _constant(name: str) -> Any:
 
 def _float(text: str) -> float:
     value = float(text)
-    if math.isinf(value):
+    lost = value == 0 and _NONZERO.match(text) is not None
+    if math.isinf(value) or lost:
         raise ValueError(f"{text} is out of the range of a float")
     return value
 

@@ -124,7 +124,7 @@ def read_comparisons(rows: Sequence[Row], tokenizer: Tokenizer) -> Comparisons:
         mask[g, :count] = True
         ranks[g, :count] = torch.tensor([-1 if rank is None else rank for rank in row["ranks"]])
         if "scores" in row:
-            gold[g, :count] = torch.tensor(row["scores"])
+            gold[g, :count] = torch.tensor(row["scores"], dtype=gold.dtype)
     has_gold = all("scores" in row for row in rows)
     return Comparisons(
         prompts,
