@@ -19,7 +19,8 @@ from rlhf_kit.types import Activations, PackedTexts, Ragged
 class Letters:
     """A token per character; counts what it is asked."""
 
-    pad_id, eos_id, max_length = 0, 1, 10_000
+    pad_id, eos_id, separator_id, max_length = 0, 1, 1, 10_000
+    begin_ids = ()
 
     def __init__(self) -> None:
         self.prompts: list[str] = []

@@ -47,7 +47,7 @@ class PretrainedSource:
     def _cannot_load(self, error: Exception) -> RecipeError:
         first = str(error).strip().partition("\n")[0]
         return RecipeError(
-            f"model.name: cannot load {self._options.name!r}: {first}; "
+            f"model.name: cannot load {str(self._options.name)!r}: {first}; "
             "give a hub id, or a folder with config.json, a tokenizer and safetensors"
         )
 
