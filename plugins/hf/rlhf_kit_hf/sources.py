@@ -75,16 +75,16 @@ class PretrainedSource:
         context = _context_length(self._config)
         return ChatTokenizer(tokenizer, self._options, context, self._ends())
 
-    def _ends(self) -> list[int]:
+    def _ends(self) -> list[Any]:
         """What the model's own configuration ends a response with."""
         configs = self._config, self._config.get_text_config()
         declared = [getattr(config, "eos_token_id", None) for config in configs]
-        # A model without a generation config has nothing to add.
-        with contextlib.suppress(OSError):
+        # A model without a generation config, or with one that is no mapping, has nothing to add.
+        with contextlib.suppress(OSError, TypeError):
             generation = GenerationConfig.from_pretrained(self._options.name, revision=self._commit)
             declared.insert(0, generation.eos_token_id)
         lists = (ids if isinstance(ids, list) else [ids] for ids in declared if ids is not None)
-        return list(dict.fromkeys(token for ids in lists for token in ids))
+        return [token for ids in lists for token in ids]
 
     def fingerprint(self) -> dict[str, Any]:
         folder = Path(self._options.name)
