@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
@@ -41,11 +42,12 @@ class PretrainedSource:
     def _call(self, loader: Any, **kwargs: Any) -> Any:
         try:
             return loader(self._options.name, revision=self._commit, **kwargs)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
             raise self._cannot_load(error) from error
 
     def _cannot_load(self, error: Exception) -> RecipeError:
-        first = str(error).strip().partition("\n")[0]
+        lines = str(error).strip().split("\n")
+        first = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
         return RecipeError(
             f"model.name: cannot load {self._options.name!r}: {first}; "
             "give a hub id, or a folder with config.json, a tokenizer and safetensors"

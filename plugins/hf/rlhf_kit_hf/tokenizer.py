@@ -230,16 +230,19 @@ def _with_texts(value: Any, change: Callable[[str], str], names: Callable[[str],
 
 def _changed(messages: Sequence[Mapping[str, Any]], text: str) -> set[str]:
     """The texts that do not stand in ``text`` in their order; words alone make no token."""
-    found: list[str] = []
-    for message in messages:
-        _with_texts(message, lambda said: found.append(said) or said, str)
     changed, at = set(), 0
-    for said in found:
+
+    def look_for(said: str) -> str:
+        nonlocal at
         place = text.find(said.strip(), at)
         if place >= 0:
             at = place + len(said.strip())
         elif not said.isidentifier():
             changed.add(said)
+        return said
+
+    for message in messages:
+        _with_texts(message, look_for, str)
     return changed
 
 

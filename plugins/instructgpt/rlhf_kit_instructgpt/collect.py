@@ -125,7 +125,7 @@ def comparisons(
     splits: Sequence[str],
     usable: Sequence[bool],
 ) -> list[Row]:
-    """One row per prompt, with its ``usable`` completions. Prompts with fewer than two have none."""
+    """One row per prompt, with its ``usable`` completions; prompts with one or none have no row."""
     found: list[Row] = []
     members: dict[int, list[int]] = {}
     for i, group in enumerate(samples.group.tolist()):
