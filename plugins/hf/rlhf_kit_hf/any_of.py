@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import groupby
-from os.path import commonprefix
 
 
 def any_of(words: Iterable[str]) -> str:
@@ -20,7 +19,9 @@ def any_of(words: Iterable[str]) -> str:
 
 def _any_of(words: list[str]) -> str:
     """``words`` are sorted, and none is there twice."""
-    prefix = commonprefix([words[0], words[-1]])
+    first, last = words[0], words[-1]
+    size = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+    prefix = first[:size] if size is not None else min(first, last, key=len)
     rests = [word[len(prefix) :] for word in words]
     optional = rests[0] == ""
     groups = [list(some) for _, some in groupby(rests[optional:], key=lambda rest: rest[0])]
