@@ -14,6 +14,7 @@ from published_tokenizers import BY_NAME, CONTEXT, FORMS, built, chat, write_pub
 from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.tokenizer import ChatTokenizer, reading
 from rlhf_kit_hf.trained_reward import TrainedReward
+from rlhf_kit_instructgpt.left_out import LeftOut
 from tokenizers import processors
 from toys import prompts, toy_tokenizer
 from transformers import AutoModelForCausalLM
@@ -78,16 +79,17 @@ def test_a_beginning_of_two_tokens() -> None:
 def test_every_block_of_running_text_begins_so(name: str) -> None:
     tokenizer, hf = chat(name), built(name)
     rows = [{"text": "tell me of tea, of rain, of the moon. " * 3}, {"text": "end and begin " * 9}]
-    blocks = batches.text_blocks(rows, tokenizer, 16)
+    blocks = batches.text_blocks(rows, tokenizer, 16, LeftOut(), "train")
     begin = list(tokenizer.begin_ids)
     inner: list[int] = []
-    for block in blocks.tokens.tolist():
+    batch = blocks.select(torch.arange(len(blocks)))
+    for block in batch.tokens.tolist():
         assert len(block) == 16
         assert block[: len(begin)] == begin
         # Where the separator begins sequences, too, it may be the one or the other.
         assert begin == [] or begin != block[len(begin) : 2 * len(begin)]
         inner += block[len(begin) :]
-    assert blocks.predicted.sum() == len(blocks) * 15
+    assert batch.target.sum() == len(blocks) * 15
     separator = hf.eos_token_id
     said = [hf(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     stream = [*said[0], separator, *said[1], separator]
@@ -102,10 +104,16 @@ def test_every_block_of_running_text_begins_so(name: str) -> None:
 
 def test_a_block_that_starts_at_a_separator_does_not_write_it_twice() -> None:
     tokenizer = SimpleNamespace(
-        text=lambda text: [int(c) for c in text], separator_id=2, begin_ids=(2,), max_length=99
+        text=lambda text: [int(c) for c in text],
+        separator_id=2,
+        begin_ids=(2,),
+        max_length=99,
+        pad_id=0,
     )
-    blocks = batches.text_blocks([{"text": "3456"}, {"text": "378"}], tokenizer, 5)
-    assert blocks.tokens.tolist() == [[2, 3, 4, 5, 6], [2, 3, 7, 8, 2]]
+    blocks = batches.text_blocks(
+        [{"text": "3456"}, {"text": "378"}], tokenizer, 5, LeftOut(), "train"
+    )
+    assert [blocks.tokens[i] for i in range(2)] == [[2, 3, 4, 5, 6], [2, 3, 7, 8, 2]]
 
 
 def test_perplexity_is_of_blocks_with_the_beginning(tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_perplexity_is_of_blocks_with_the_beginning(tmp_path: Path) -> None:
     context = StageContext(RunContext(_recipe(tmp_path, folder), tmp_path / "run"), "sft")
     tokenizer = context.tokenizer
     text = "tell me of tea, of rain, of the moon and of the hill " * 2
-    blocks = batches.text_blocks([{"text": text}], tokenizer, 16)
+    blocks = batches.text_blocks([{"text": text}], tokenizer, 16, LeftOut(), "train")
     found = perplexity(context.memory().policy(None), blocks)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = built("gemma")(text, add_special_tokens=False)["input_ids"]
@@ -166,3 +174,46 @@ def test_tokenizers_that_differ_in_it_alone_are_told_apart() -> None:
         single="<|pad|> $A", special_tokens=[("<|pad|>", hf.convert_tokens_to_ids("<|pad|>"))]
     )
     assert reading(ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)) != plain
+
+
+TURNS = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+
+
+@pytest.mark.parametrize("before", ["\n", "  ", "\n\n  \n", ""])
+def test_a_template_that_writes_it_behind_a_line_break(before: str, tmp_path: Path) -> None:
+    """Also one that is read from a file that begins with a byte order mark."""
+    begin = built("mistral").convert_tokens_to_ids("<s>")
+    for mark in ("", "\ufeff"):
+        path = tmp_path / "own.jinja"
+        path.write_text(mark + before + "{{ bos_token }}" + TURNS, encoding="utf-8")
+        tokenizer = chat("mistral", chat_template=path)
+        assert tokenizer.prompt({"prompt": "Hi"}).count(begin) == 1
+        # Content that says it is no beginning.
+        path.write_text(mark + before + TURNS.replace("[INST] ", ""), encoding="utf-8")
+        for said in ("Hi", "<s>Hi", " <s>"):
+            ids = chat("mistral", chat_template=path).prompt({"prompt": said})
+            assert ids[0] == begin
+            assert ids.count(begin) == 1
+
+
+def test_a_template_that_writes_the_first_of_two() -> None:
+    hf = toy_tokenizer()
+    pair = ["<|pad|>", "<|im_start|>"]
+    ids = hf.convert_tokens_to_ids(pair)
+    hf.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join([*pair, "$A"]), special_tokens=list(zip(pair, ids, strict=True))
+    )
+    hf.chat_template = "<|pad|>" + TURNS
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)
+    assert tokenizer.begin_ids == tuple(ids)
+    assert [t for t in tokenizer.prompt({"prompt": "x"}) if t in ids] == ids[:1]
+
+
+def test_the_end_of_a_system_message_is_no_beginning() -> None:
+    """OPT begins sequences with what ends them."""
+    hf = BY_NAME["opt"].build()
+    hf.chat_template = "Be kind.{{ eos_token }}" + TURNS
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)
+    ids = tokenizer.prompt({"prompt": "Hi"})
+    assert ids[0] == hf.eos_token_id
+    assert ids.count(hf.eos_token_id) == 2

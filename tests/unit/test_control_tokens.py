@@ -6,16 +6,20 @@ The tokenizers are in the published forms; see published_tokenizers.
 from __future__ import annotations
 
 import random
+import re
+import time
 from typing import Any
 
 import pytest
 from published_tokenizers import BY_NAME, CONTEXT, FORMS, built, chat, controls, zephyr
+from rlhf_kit_hf.any_of import any_of
 from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.text_encoder import MARK
 from rlhf_kit_hf.tokenizer import ChatTokenizer
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Core
 from toys import toy_tokenizer
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from rlhf_kit.errors import DataError
 
@@ -252,3 +256,128 @@ def test_decoding_leaves_out_what_is_no_text() -> None:
     hf, tokenizer = built("deepseek_r1"), chat("deepseek_r1")
     user = hf.convert_tokens_to_ids("<｜User｜>")  # not marked as special by its tokenizer
     assert tokenizer.decode([*tokenizer.text("Yes"), user, tokenizer.eos_id]) == "Yes"
+
+
+@pytest.mark.parametrize("said", ["＜／ｓ＞", "a ＜／ｓ＞ b", "＜ｐａｄ＞", "＜ｓ＞"])
+def test_pieces_that_a_normaliser_makes_are_no_control_tokens(said: str) -> None:
+    """Such cores have their control tokens among the pieces, whatever the flag of the token."""
+    tokenizer, ids = chat("xglm"), built("xglm").get_vocab()
+    watched = {ids["<s>"], ids["</s>"], ids["<pad>"]}
+    assert watched & set(built("xglm")(said, add_special_tokens=False)["input_ids"])
+    assert not watched & set(tokenizer.text(said))
+    assert not watched & set(tokenizer.response(said, finished=False))
+    assert [id for id in tokenizer.prompt({"prompt": said}) if id in watched] == [ids["</s>"]]
+
+
+def test_words_that_a_normaliser_makes_are_no_control_tokens() -> None:
+    words = {"<unk>": 0, "<eos>": 1, "hi": 2, "there": 3}
+    core = Core(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.normalizer = normalizers.Lowercase()
+    special = [AddedToken(t, normalized=False, special=True) for t in ("<unk>", "<eos>")]
+    core.add_special_tokens(special)
+    hf = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>")
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)
+    assert hf("hi <EOS> there")["input_ids"] == [2, 1, 3]
+    assert tokenizer.text("hi <EOS> there") == [2, 0, 3]
+    assert tokenizer.text("HI there") == [2, 3]
+
+
+TURN = "{%% for m in messages %%}<|im_start|>{{ m.role }}\n%s<|im_end|>\n{%% endfor %%}"
+THOUGHTS = "{% for p in m.content.split('</think>') %}{{ p.split('<think>')[0] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (THOUGHTS, "x<|im_<think>t</think>end|>"),
+        ("{{ m.content | replace('\\n\\n', '') }}", "<|im_\n\nend|>\n<|im_\n\nstart|>system"),
+        ("{{ m.content | lower }}", "<|IM_END|>x"),
+        ("{{ m.content | striptags }}", "&lt;|im_end|&gt;"),
+    ],
+)
+def test_a_template_that_changes_content_makes_no_control_token_of_it(
+    change: str, said: str
+) -> None:
+    tokenizer = Joined(TURN % change)
+    for text in ("A plain <think>hm</think>Question", "A\n\nB", "a < b", "Say &lt;this&gt;"):
+        assert len(seen_by(tokenizer, {"prompt": text})) == 2
+    with pytest.raises(DataError, match=r"'row 7'.*the chat template changes .*leave the row out"):
+        tokenizer.prompt({"id": "row 7", "messages": [{"role": "user", "content": said}]})
+    # Neither behind the same text where it stands as it is, nor beside content with marks.
+    mixed = TURN % ("{% if loop.first %}{{ m.content }}{% else %}" + change + "{% endif %}")
+    for first in (said, "<|im_end|>"):
+        turns = [{"role": "user", "content": text} for text in (first, said)]
+        with pytest.raises(DataError, match="the chat template changes"):
+            Joined(mixed).prompt({"messages": turns})
+
+
+def seen_by(tokenizer: ChatTokenizer, row: dict[str, Any]) -> list[int]:
+    ends = tokenizer.hf.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    return [id for id in tokenizer.prompt(row) if id in ends]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"<|im_end|>": 1},
+        {"name": "<|im_end|>"},
+        {"a": [{"b <|im_start|>": {"<|im_end|>": 2}}]},
+        {"name": "look_up", "arguments": '{"x": "<|im_end|>"}'},
+    ],
+)
+def test_names_in_a_message_are_text_too(call: dict[str, Any]) -> None:
+    written = "{{ m.content }}{{ m.tool_calls | tojson }}{{ m.tool_calls[0].name }}"
+    tokenizer = Joined(TURN % written)
+    turn = {"role": "user", "content": "x", "tool_calls": [call]}
+    assert len(seen_by(tokenizer, {"messages": [turn]})) == 2
+    assert "im_end" in tokenizer.hf.decode(tokenizer.prompt({"messages": [turn]}))
+
+
+def test_content_cannot_be_the_middle_of_a_control_token() -> None:
+    tokenizer = Joined(TURN % "{{ m.content }}<|{{ m.name | trim }}|>")
+    for name in ("im_end", "im_start", " im_end\n", "m", "user"):
+        turn = {"role": "user", "content": "x", "name": name}
+        assert len(seen_by(tokenizer, {"messages": [turn]})) == 2, name
+    for text in ("e", "end", "im", "the", "_"):  # ordinary words are cut as ever
+        assert tokenizer.text(text) == tokenizer.hf(text)["input_ids"]
+
+
+def test_a_slow_tokenizer_takes_parts_that_complete_nothing() -> None:
+    hf = ByT5Tokenizer()
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)
+    for text in ("s", "extra_id", "0", "a <", "> b"):
+        assert tokenizer.text(text) == hf(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.response(text)[-1] == tokenizer.eos_id
+
+
+def test_content_does_not_eat_a_token_of_the_template() -> None:
+    hf: Any = toy_tokenizer()
+    hf.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<<|im_end|>"]})
+    tokenizer = ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)
+    expected = seen_by(tokenizer, {"prompt": "hi"})
+    wider = hf.convert_tokens_to_ids("<<|im_end|>")
+    for text in ("hi<", "<", "<<|im_end|>", "<<|im_end|><", "<<<|im_end|>>"):
+        assert seen_by(tokenizer, {"prompt": text}) == expected
+        assert wider not in tokenizer.prompt({"prompt": text})
+        assert not {wider, tokenizer.eos_id} & set(tokenizer.text(text))
+
+
+def test_any_of_many_words_takes_the_longest_at_the_leftmost_place() -> None:
+    random_ = random.Random(7)
+    for _ in range(300):
+        words = ["".join(random_.choices("ab<|.", k=random_.randint(1, 5))) for _ in range(9)]
+        text = "".join(random_.choices("ab<|.", k=40))
+        plain = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+        assert re.findall(any_of(words), text) == re.findall(plain, text)
+    assert not re.findall(any_of([]), "a")
+
+
+def test_thousands_of_control_tokens_do_not_slow_text_down() -> None:
+    """A search that tries them all at every place took 28 s for this text."""
+    names = ["<|im_end|>", "[INST]", *(f"<unused{i}>" for i in range(6200))]
+    pattern = re.compile(any_of(names))
+    begin = time.process_time()
+    assert not pattern.findall("<" * 100_000)
+    assert len(pattern.findall("<unused6199>" * 9_000)) == 9_000
+    assert time.process_time() - begin < 2

@@ -16,6 +16,7 @@ from rlhf_kit_hf.sources import PretrainedSource
 from rlhf_kit_hf.tokenizer import ChatTokenizer, reading
 from toy_runs import one_stage
 from toys import merged, prompts, toy_tokenizer, write_data, write_toy_model, write_toy_recipe
+from transformers import AutoConfig
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.context import RunContext, StageContext
@@ -305,3 +306,33 @@ def test_sft_and_collect_with_two_ends(tmp_path: Path) -> None:
 def test_tokenizers_that_differ_in_their_ends_alone_are_told_apart() -> None:
     assert reading(chat("neox")) != reading(chat("neox", end_tokens=["<|padding|>"]))
     assert reading(chat("neox")) == reading(chat("neox", end_tokens=["<|endoftext|>"]))
+
+
+STRANGE: tuple[Any, ...] = (
+    -1, [-1], 10**30, 99_999, True, [True], "380", ["x"], 1.5, [[380]], {"a": 1},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=repr)
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_what_is_no_token_in_a_config_is_left_out_and_said(
+    tmp_path: Path, file: str, value: Any
+) -> None:
+    folder = write_published("neox", tmp_path)
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | {"eos_token_id": value}))
+    try:
+        AutoConfig.from_pretrained(folder)
+    except Exception:
+        with pytest.raises(RecipeError, match="model"):  # transformers refuses it, and that is said
+            opened(folder)
+        return
+    with pytest.warns(UserWarning, match=r"ends responses with token .*not in its tokenizer"):
+        assert opened(folder).end_ids == (380,)
+
+
+@pytest.mark.parametrize("content", ["[]", "[1]", "3", "null", '"x"', "{", ""])
+def test_a_generation_config_that_is_none_adds_nothing(tmp_path: Path, content: str) -> None:
+    folder = write_published("neox", tmp_path)
+    (folder / "generation_config.json").write_text(content)
+    assert opened(folder).end_ids == (380,)

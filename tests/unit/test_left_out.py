@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from toys import write_toy_recipe
+from toys import toy_tokenizer, write_toy_recipe
 
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
@@ -138,3 +138,40 @@ def test_nothing_left_out_is_not_mentioned() -> None:
     left_out = LeftOut()
     left_out.note(0, 5, "prompts", "too long")
     assert left_out.summary() == {}
+
+
+def test_answers_that_do_not_read_back_are_left_out(
+    toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An answer whose text is cut into other pieces, one of which ends it: no later stage reads it.
+
+    The toy's tokens are bytes. One that is no letter alone becomes U+FFFD, whose bytes are others.
+    """
+    end = toy_tokenizer()("\ufffd")["input_ids"][0]
+    path = write_toy_recipe(
+        tmp_path / "project",
+        toy_model,
+        "hydra",
+        collect={"completions": 12, "sampling": {"max_new_tokens": 3}},
+    )
+    values = yaml.safe_load(path.read_text())
+    values["model"]["end_tokens"] = ["<|im_end|>", end]
+    values["stages"] = {name: values["stages"][name] for name in ("sft", "collect", "reward_model")}
+    used = json.dumps(values["stages"])
+    kept = ("prompts", "demonstrations")
+    values["data"] = {
+        name: block for name, block in values["data"].items() if f'"{name}"' in used or name in kept
+    }
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    resolved, loaded, _ = open_recipe(path)
+    capsys.readouterr()
+    summary = run_recipe(resolved, loaded, out=tmp_path / "run", plain=True)
+    written = tmp_path / "run" / "stages" / "collect" / "comparisons.jsonl"
+    texts = [
+        t for line in written.read_text().splitlines() for t in json.loads(line)["completions"]
+    ]
+    assert texts
+    assert not any("\ufffd" in text for text in texts)
+    left_out = summary["stages"]["collect"]["left_out"]
+    assert any("ending too early when read again" in reason for reason in left_out)
+    assert "reward_model" in summary["stages"]

@@ -169,3 +169,86 @@ def test_the_examples_of_the_documentation_are_options() -> None:
     found = [PretrainedOptions(**{k: v for k, v in b.items() if k != "use"}) for b in blocks]
     assert found[0].end_tokens == ["<|im_end|>", 2]
     assert found[1].template_arguments == {"enable_thinking": False}
+
+
+CLOCKS = ("%H:%M", "%s", "%M", "%S", "%-H")
+
+
+@pytest.mark.parametrize("form", CLOCKS)
+def test_a_template_that_reads_the_time_of_day_wants_a_date(form: str) -> None:
+    template = "{% if strftime_now('FORM') | int > 1 %}x{% endif %}{{ messages[0].content }}"
+    for changed in (template, template.replace("{% if", "{{ strftime_now('FORM') }}{% if")):
+        with pytest.raises(RecipeError, match="writes today's date"):
+            of(changed.replace("FORM", form))
+    behind = "{% for m in messages %}{{ m.content }}{% if m.role == 'system' %}CLOCK{% endif %}"
+    with pytest.raises(RecipeError, match="writes today's date"):
+        of(behind.replace("CLOCK", "{{ strftime_now('%H') }}") + "{% endfor %}")
+
+
+def test_a_clock_that_only_a_branch_reads_is_no_date() -> None:
+    template = "{% if date is not defined %}{% set date = strftime_now('%Y') %}{% endif %}"
+    template += "{{ date }} {{ messages[0].content }}"
+    assert text(of(template, template_arguments={"date": "now"})) == "now Hi"
+
+
+@pytest.mark.parametrize("form", ["%k", "%l %P", "%C", "%r", "100%% %d", "%%%d", "%%d", "%%", ""])
+def test_more_forms_of_a_date(form: str) -> None:
+    template = "[{{ strftime_now('FORM') }}] {{ messages[0].content }}".replace("FORM", form)
+    expected = datetime.datetime(2026, 1, 31).strftime(form)
+    assert text(of(template, template_date=DAY)) == f"[{expected}] Hi"
+
+
+@pytest.mark.parametrize("form", ["%s", "%E", "%_d", "%Q", "%d %"])
+def test_a_form_of_a_date_that_is_not_known_is_refused(form: str) -> None:
+    template = "{{ strftime_now('FORM') }} {{ messages[0].content }}".replace("FORM", form)
+    with pytest.raises(RecipeError, match=r"model\.template_date: .*no such code of a date: .*%"):
+        of(template, template_date=DAY)
+
+
+@pytest.mark.parametrize(
+    ("template", "kind"),
+    [
+        ("{{ messages[0].content | length // 0 }}", "ZeroDivisionError"),
+        ("{{ messages[0].content.index('</think>') }}", "ValueError"),
+        ("{{ '{}'.format() }}", "IndexError"),
+        ("{{ 'a'.encode('xx') }}", "LookupError"),
+        ("{{ none + 1 }}", "TypeError"),
+    ],
+)
+def test_whatever_a_template_raises_is_its_fault_and_names_the_row(
+    template: str, kind: str
+) -> None:
+    row = {"id": "seven", "prompt": "Hi"}
+    with pytest.raises(DataError, match=rf"'seven'.*template refuses .* of user: {kind}: "):
+        of(template).prompt(row)
+
+
+@pytest.mark.parametrize("template", ["", "fixed", "{{ messages | length }}", "{{ messages.x }}"])
+def test_a_template_that_leaves_out_what_is_asked_is_refused(template: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="writes nothing of what the user says"):
+        of(template)
+    path = tmp_path / "own.jinja"
+    path.write_text(template)
+    with pytest.raises(RecipeError, match="writes nothing of what the user says"):
+        ChatTokenizer(toy_tokenizer(), PretrainedOptions(name="x", chat_template=path), CONTEXT)
+
+
+def test_a_template_file_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "own.jinja"
+    written = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    options = PretrainedOptions
+    path.write_bytes(b"\xef\xbb\xbf" + written.encode())  # a byte order mark
+    found = ChatTokenizer(toy_tokenizer(), options(name="x", chat_template=path), CONTEXT)
+    assert text(found) == "Hi<|im_end|>"
+    assert text(of("\ufeff" + written)) == "Hi<|im_end|>"
+    for content in (written.encode("utf-16"), written.encode() + b"\xe9"):
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match=r"model\.chat_template: .*own\.jinja is not UTF-8"):
+            ChatTokenizer(toy_tokenizer(), options(name="x", chat_template=path), CONTEXT)
+
+
+def test_several_templates_without_a_default() -> None:
+    hf = toy_tokenizer()
+    hf.chat_template = {"tool_use": "x", "rag": "y"}
+    with pytest.raises(RecipeError, match=r"several chat templates and none that is the default"):
+        ChatTokenizer(hf, PretrainedOptions(name="x"), CONTEXT)

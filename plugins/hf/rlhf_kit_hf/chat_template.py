@@ -16,7 +16,7 @@ from rlhf_kit.errors import DataError, RecipeError, did_you_mean
 Message = Mapping[str, Any]
 
 # Contents that no template writes by itself.
-_ASKED, _ANSWERED = "\U000f0000", "\U000f0001"
+_ASKED, _ANSWERED, _SYSTEM = "\U000f0000", "\U000f0001", "\U000f0002"
 _NOW = "strftime_now"
 _OPENED = re.compile(r"<([^<>/|\s]{1,24})>|\[([A-Z_]{2,24})\]")
 
@@ -43,7 +43,8 @@ class ChatTemplate:
         date: datetime.date | None,
     ) -> None:
         if text is None:
-            text = hf.get_chat_template(tools=arguments.get("tools"))
+            text = _own(hf, arguments)
+        text = text.removeprefix("\ufeff")  # a byte order mark
         self._hf, self._arguments = hf, dict(arguments)
         words = set(re.findall(r"[A-Za-z_]\w*", text))
         for name in arguments:
@@ -52,7 +53,7 @@ class ChatTemplate:
                     f"model.template_arguments: the chat template reads no {name!r}"
                     f"{did_you_mean(name, words)}"
                 )
-        dated = _NOW in words and self._changes_by_day(text)
+        dated = _NOW in words and self._reads_the_clock(text)
         if dated and date is None:
             raise RecipeError(
                 "model: its chat template writes today's date, so that tomorrow's prompts would "
@@ -61,15 +62,32 @@ class ChatTemplate:
         if date is not None and not dated:
             raise RecipeError("model.template_date: the chat template writes no date; leave it out")
         self._text = text if date is None else _on(date) + text
+        self._check()
 
-    def _changes_by_day(self, text: str) -> bool:
-        days = datetime.date(2001, 2, 3), datetime.date(2024, 11, 25)
-        question = [_user(_ASKED)]
-        try:
-            first, second = (self._filled(_on(day) + text, question, True) for day in days)
-        except DataError:  # who can tell
-            return True
-        return first != second
+    def _reads_the_clock(self, text: str) -> bool:
+        for conversation in _CONVERSATIONS:
+            try:
+                self._filled(_STOPPED + text, conversation, True)
+            except DataError as error:
+                if _CLOCK in str(error):
+                    return True
+        return False
+
+    def _check(self) -> None:
+        """Refuse a template that never says what it is asked, or that no date can be given."""
+        found = []
+        for conversation in _CONVERSATIONS:
+            try:
+                found.append(self.render(conversation))
+            except DataError as error:
+                # Of a conversation that it refuses, the rows will tell.
+                if _CODE in str(error):
+                    raise RecipeError(f"model.template_date: {error}") from error
+        if found and _ASKED not in found[0]:
+            raise RecipeError(
+                "model: its chat template writes nothing of what the user says, so that all "
+                "prompts would be alike; give a chat_template that writes message.content"
+            )
 
     def render(self, messages: Sequence[Message], *, generation: bool = True) -> str:
         """The conversation as text, up to where the answer starts if ``generation``.
@@ -90,10 +108,11 @@ class ChatTemplate:
                     **self._arguments,
                 )
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program: it can raise anything
             roles = ", ".join(str(message["role"]) for message in messages)
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise DataError(
-                f"the chat template refuses a conversation of {roles}: {error}"
+                f"the chat template refuses a conversation of {roles}: {kind}{error}"
             ) from error
 
     def _probe(self, messages: Sequence[Message], *, generation: bool) -> str | None:
@@ -133,9 +152,7 @@ class ChatTemplate:
     @property
     def turns(self) -> str:
         """What it writes around the contents of a plain conversation."""
-        turns = (_user(_ASKED), _assistant(_ANSWERED), _user(_ASKED))
-        system = {"role": "system", "content": _ASKED}
-        found = (self._probe(some, generation=False) for some in ((system, *turns), turns))
+        found = (self._probe(some, generation=False) for some in _CONVERSATIONS[1:])
         return "".join(text or "" for text in found)
 
     @property
@@ -157,6 +174,26 @@ def _assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
 
 
+_TURNS = (_user(_ASKED), _assistant(_ANSWERED), _user(_ASKED))
+_CONVERSATIONS = (_TURNS[:1], ({"role": "system", "content": _SYSTEM}, *_TURNS), _TURNS)
+
+_CLOCK = "the clock was read"
+_CODE = "no such code of a date"
+
+
+def _own(hf: Any, arguments: Mapping[str, Any]) -> str:
+    try:
+        return str(hf.get_chat_template(tools=arguments.get("tools")))
+    except ValueError as error:
+        raise RecipeError(
+            "model: its tokenizer has several chat templates and none that is the default; write "
+            "one into a file and name it as chat_template"
+        ) from error
+
+
+_STOPPED = f"{{%- macro {_NOW}(format) -%}}{{{{ raise_exception('{_CLOCK}') }}}}{{%- endmacro %}}\n"
+
+
 def _on(day: datetime.date) -> str:
     """A macro in the place of the clock.
 
@@ -168,11 +205,16 @@ def _on(day: datetime.date) -> str:
     codes |= {f"%-{letter}": codes[f"%{letter}"].lstrip("0") or "0" for letter in "dHIjmMSUW"}
     codes |= {"%e": f"{moment.day:2d}", "%F": codes["%Y"] + moment.strftime("-%m-%d")}
     codes |= {"%D": moment.strftime("%m/%d/%y"), "%T": "00:00:00", "%R": "00:00", "%h": codes["%b"]}
-    codes |= {"%f": "000000", "%z": "", "%Z": "", "%n": "\n", "%t": "\t", "%%": "%"}
+    codes |= {"%f": "000000", "%z": "", "%Z": "", "%n": "\n", "%t": "\t"}
+    codes |= {"%k": " 0", "%l": "12", "%C": codes["%Y"][:2], "%r": moment.strftime("%I:%M:%S %p")}
+    codes |= {"%P": codes["%p"].lower()}
     pairs = ", ".join(f"({json.dumps(code)}, {json.dumps(value)})" for code, value in codes.items())
     return (
-        f"{{%- macro {_NOW}(format) -%}}{{%- set made = namespace(text=format) -%}}"
+        f"{{%- macro {_NOW}(format) -%}}{{%- for part in format.split('%%') -%}}"
+        "{%- set made = namespace(text=part) -%}"
         f"{{%- for code, value in [{pairs}] -%}}"
         "{%- set made.text = made.text | replace(code, value) -%}{%- endfor -%}"
-        "{{- made.text -}}{%- endmacro %}\n"
+        f"{{%- if '%' in made.text -%}}{{{{ raise_exception('{_CODE}: ' + made.text) }}}}"
+        "{%- endif -%}{{- '%' if not loop.first else '' -}}{{- made.text -}}{%- endfor -%}"
+        "{%- endmacro %}\n"
     )

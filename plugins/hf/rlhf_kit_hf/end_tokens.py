@@ -12,7 +12,7 @@ from rlhf_kit.errors import RecipeError
 def end_tokens(
     hf: Any,
     named: Sequence[int | str] | None,
-    declared: Sequence[int],
+    declared: Sequence[Any],
     of_template: int | None,
     added: Mapping[str, int],
 ) -> tuple[int, ...]:
@@ -21,7 +21,7 @@ def end_tokens(
     Args:
         hf: a transformers tokenizer.
         named: the recipe's own list, which replaces all others.
-        declared: what generation_config.json and config.json name.
+        declared: what generation_config.json and config.json name, whatever that is.
         of_template: what the chat template writes behind an answer.
         added: the tokens beside the ordinary pieces of text: text -> id.
 
@@ -32,10 +32,12 @@ def end_tokens(
         chosen = [_id_of(hf, name, added) for name in named]
         first = of_template if of_template in chosen else chosen[0]
     else:
-        known = [token for token in declared if token in added.values()]
-        for token in sorted(set(declared) - set(known)):
+        ids = set(added.values())
+        known = [token for token in declared if _is_id(hf, token) and token in ids]
+        strange = (token for token in declared if not (_is_id(hf, token) and token in ids))
+        for shown, token in {repr(token): token for token in strange}.items():
             warnings.warn(
-                f"model: its configuration ends responses with token {token}, which is "
+                f"model: its configuration ends responses with token {shown[:60]}, which is "
                 f"{_named(hf, token)}; it is left out. If it is meant, name all that end one in "
                 "end_tokens",
                 stacklevel=2,
@@ -51,8 +53,13 @@ def end_tokens(
     return (first, *sorted(set(chosen) - {first}))
 
 
-def _named(hf: Any, token: int) -> str:
-    text = hf.convert_ids_to_tokens([token])[0]
+def _is_id(hf: Any, token: Any) -> bool:
+    """Configurations say anything, and True equals 1."""
+    return type(token) is int and 0 <= token < len(hf)
+
+
+def _named(hf: Any, token: Any) -> str:
+    text = hf.convert_ids_to_tokens([token])[0] if _is_id(hf, token) else None
     if text is None:
         return "not in its tokenizer"
     return f"ordinary text to its tokenizer, {text!r}"

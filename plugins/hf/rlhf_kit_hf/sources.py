@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
@@ -41,11 +42,12 @@ class PretrainedSource:
     def _call(self, loader: Any, **kwargs: Any) -> Any:
         try:
             return loader(self._options.name, revision=self._commit, **kwargs)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
             raise self._cannot_load(error) from error
 
     def _cannot_load(self, error: Exception) -> RecipeError:
-        first = str(error).strip().partition("\n")[0]
+        lines = str(error).strip().split("\n")
+        first = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
         return RecipeError(
             f"model.name: cannot load {str(self._options.name)!r}: {first}; "
             "give a hub id, or a folder with config.json, a tokenizer and safetensors"
@@ -75,16 +77,16 @@ class PretrainedSource:
         context = _context_length(self._config)
         return ChatTokenizer(tokenizer, self._options, context, self._ends())
 
-    def _ends(self) -> list[int]:
+    def _ends(self) -> list[Any]:
         """What the model's own configuration ends a response with."""
         configs = self._config, self._config.get_text_config()
         declared = [getattr(config, "eos_token_id", None) for config in configs]
-        # A model without a generation config has nothing to add.
-        with contextlib.suppress(OSError):
+        # A model without a generation config, or with one that is no mapping, has nothing to add.
+        with contextlib.suppress(OSError, TypeError):
             generation = GenerationConfig.from_pretrained(self._options.name, revision=self._commit)
             declared.insert(0, generation.eos_token_id)
         lists = (ids if isinstance(ids, list) else [ids] for ids in declared if ids is not None)
-        return list(dict.fromkeys(token for ids in lists for token in ids))
+        return [token for ids in lists for token in ids]
 
     def fingerprint(self) -> dict[str, Any]:
         folder = Path(self._options.name)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer as Core
 
 from rlhf_kit.errors import DataError
+from rlhf_kit_hf.any_of import any_of
 
 MARK = "\U0010fffd"
 _FIRST_ALIAS = 0x100000  # of the private plane that ends with MARK
@@ -33,15 +34,15 @@ class TextEncoder:
 
     def __init__(self, hf: Any, controls: Mapping[str, int]) -> None:
         self._hf, self._controls = hf, dict(controls)
+        names = list(self._controls)
         # The tokenizer, too, takes the leftmost and then the longest.
-        names = sorted(self._controls, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self._pattern = re.compile(any_of(names))
+        self._anywhere = re.compile(f"(?={any_of(names)})")
         self._heads = {name[:n] for name in names for n in range(1, len(name))}
         self._tails = {name[n:] for name in names for n in range(1, len(name))}
-        self._longest = len(names[0]) if names else 0
-        self._normaliser: Any = None
-        if any(token.normalized for token in hf.added_tokens_decoder.values()):
-            self._normaliser = getattr(getattr(hf, "backend_tokenizer", None), "normalizer", None)
+        self._all = "\0".join(names)
+        self._longest = max(map(len, names), default=0)
+        self._normaliser = getattr(getattr(hf, "backend_tokenizer", None), "normalizer", None)
         # The unknown token stands for ordinary characters too.
         self._watched = frozenset(self._controls.values()) - {hf.unk_token_id}
 
@@ -52,6 +53,8 @@ class TextEncoder:
             DataError: it also has the private characters that stand for control tokens here.
         """
         places = sorted(self._places(data))
+        if not places and self._says_normalised(data):
+            places = [len(data) - len(data.lstrip())]
         if MARK in data or (places and any(ord(character) >= _FIRST_ALIAS for character in data)):
             raise DataError(
                 f"{data[:60]!r}: holds private characters from U+100000 on, which stand for marks "
@@ -65,20 +68,34 @@ class TextEncoder:
         )
 
     def _places(self, data: str) -> set[int]:
-        found = {match.start() for match in self._pattern.finditer(data)}
+        found = {match.start() for match in self._anywhere.finditer(data)}
         # What a template writes beside it could complete a token; templates trim, too.
         begin, end = len(data) - len(data.lstrip()), len(data.rstrip())
         sizes = range(1, min(self._longest, end - begin + 1))
         found |= {end - n for n in sizes if data[end - n : end] in self._heads}
         if any(data[begin : begin + n] in self._tails for n in sizes):
             found.add(begin)
-        if not found and self._pattern.search(self._normalised(data)):
+        if 0 < end - begin < self._longest and data[begin:end] in self._all:
             found.add(begin)
         return found
 
+    def _says_normalised(self, data: str) -> bool:
+        """Some cores look for control tokens, or for pieces called so, in normalised text."""
+        text = self._normalised(data)
+        return text != data and bool(self._places(text))
+
     def _normalised(self, data: str) -> str:
-        """As the tokenizer sees it where it looks for control tokens in normalised text."""
         return data if self._normaliser is None else str(self._normaliser.normalize_str(data))
+
+    def marked_name(self, name: str) -> str:
+        """``name`` of a field, marked where it says a control token; others are looked up."""
+        if self._pattern.search(name) or self._pattern.search(self._normalised(name)):
+            return self.marked(name)
+        return name
+
+    def controls(self, ids: Sequence[int]) -> list[int]:
+        """The control tokens among ``ids``, but the unknown one, which also stands for letters."""
+        return [token for token in ids if token in self._watched]
 
     def __call__(self, text: str) -> list[int]:
         """Tokens of ``text``, in which no mark stands before what is a control token.
@@ -86,31 +103,46 @@ class TextEncoder:
         Raises:
             DataError: the tokenizer makes a control token out of content whatever one does.
         """
+        bare = text.replace(MARK, "")
+        whole = list(self._hf(bare, add_special_tokens=False)["input_ids"])
         if MARK not in text:
-            return list(self._hf(text, add_special_tokens=False)["input_ids"])
-        ids, written = self._encoded_apart(text)
-        if [token for token in ids if token in self._watched] != written:
+            return whole
+        written = [self._controls[match[0]] for match in self._written(text)]
+        if sum(1 for _ in self._pattern.finditer(bare)) == len(written):
+            # What is marked could have become part of a control token, and has not. Some
+            # tokenizers miss a few of their own.
+            known, rest = set(self._controls.values()), iter(written)
+            if all(token in rest for token in whole if token in known):
+                return whole
+        ids = self._encoded_apart(text)
+        if self.controls(ids) != self.controls(written):
             raise DataError(
-                f"{text.replace(MARK, '')[-60:]!r}: the tokenizer reads a control token in it, one "
+                f"{bare[-60:]!r}: the tokenizer reads a control token in it, one "
                 f"of {sorted(self._controls)[:8]}, and has no other way to write that text"
             )
         return ids
 
-    def _encoded_apart(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokens, and the control tokens that the template has written."""
+    def _encoded_apart(self, text: str) -> list[int]:
         core, aliases, back = self._apart
         pieces: list[str] = []
-        written: list[int] = []
         done = 0
-        for match in self._pattern.finditer(text):
-            if not text.endswith(MARK, 0, match.start()):
-                pieces += [text[done : match.start()], aliases[match[0]]]
-                written.append(self._controls[match[0]])
-                done = match.end()
+        for match in self._written(text):
+            pieces += [text[done : match.start()], aliases[match[0]]]
+            done = match.end()
         pieces.append(text[done:])
         found = core.encode("".join(pieces).replace(MARK, ""), add_special_tokens=False).ids
-        ids = [back.get(token, token) for token in found]
-        return ids, [token for token in written if token in self._watched]
+        return [back.get(token, token) for token in found]
+
+    def _written(self, text: str) -> Iterator[re.Match[str]]:
+        """The control tokens without a mark."""
+        at = 0
+        while match := self._pattern.search(text, at):
+            if text.endswith(MARK, 0, match.start()):
+                # One of the template's may begin inside what content says.
+                at = match.start() + 1
+            else:
+                yield match
+                at = match.end()
 
     @cached_property
     def _apart(self) -> tuple[Core, dict[str, str], dict[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,11 +37,11 @@ class ChatTokenizer:
         tokenizer: of transformers.
         options: how text becomes tokens.
         context: what the model was made for, in tokens.
-        ends: the ids that the model's configuration says end a response.
+        ends: what the model's configuration says ends a response.
     """
 
     def __init__(
-        self, tokenizer: Any, options: TextOptions, context: int | None, ends: Sequence[int] = ()
+        self, tokenizer: Any, options: TextOptions, context: int | None, ends: Sequence[Any] = ()
     ) -> None:
         self.hf, self._system = tokenizer, options.system
         added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
@@ -79,15 +79,49 @@ class ChatTokenizer:
         if self._system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._system}, *messages]
         try:
-            ids = self._encode(self._rendered(messages))
+            text = self._rendered(messages)
+            ids = self._encode(text)
+            if self._template is not None:
+                self._check_controls(ids, messages, text.replace(MARK, ""))
         except DataError as error:
             raise DataError(f"prompt {_shown(row)!r}: {error}") from error
+        return ids if self._begun(ids, text) else [*self.begin_ids, *ids]
+
+    def _begun(self, ids: list[int], text: str) -> bool:
+        """Whether the template has written the beginning, behind a line break or in part."""
         begin = list(self.begin_ids)
-        return ids if ids[: len(begin)] == begin else begin + ids
+        if not begin or ids[: len(begin)] == begin:
+            return True
+        first = self.hf.convert_ids_to_tokens(begin[0])
+        return begin[0] in self._hidden and text.lstrip().startswith(first)
+
+    def _check_controls(
+        self, ids: list[int], messages: Sequence[Mapping[str, Any]], text: str
+    ) -> None:
+        """Refuse what becomes a control token only where the template changes contents."""
+        assert self._template is not None
+        changed = _changed(messages, text)
+        if not changed:
+            return
+        neutral = [
+            _with_texts(
+                message,
+                lambda said: "x" if said in changed else self._encode.marked(said),
+                self._encode.marked_name,
+            )
+            for message in messages
+        ]
+        expected = self._encode(self._template.render(neutral))
+        if self._encode.controls(ids) != self._encode.controls(expected):
+            raise DataError(
+                f"the chat template changes {min(changed)[:60]!r}, and what it writes has other "
+                "control tokens than for a plain text there; leave the row out"
+            )
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt as text, with marks where contents say what is no control token there."""
-        marked = [_with_texts(message, self._encode.marked) for message in messages]
+        names = self._encode.marked_name
+        marked = [_with_texts(message, self._encode.marked, names) for message in messages]
         if self._template is None:
             # A base model without a template continues plain text.
             return "\n\n".join(message["content"] for message in marked) + self._lead
@@ -96,16 +130,18 @@ class ChatTokenizer:
             return plain
         rendered = self._template.render(marked)
         if rendered.replace(MARK, "") != plain:
-            said = next(m for m, own in zip(marked, messages, strict=True) if m != own)
+            said = next(own for m, own in zip(marked, messages, strict=True) if m != own)
             raise DataError(
-                f"the chat template takes contents apart, and {said['content'][:60]!r} says what "
-                "is a control token of this model; leave the row out".replace(MARK, "")
+                f"the chat template takes contents apart, and {str(said['content'])[:60]!r} says "
+                "what is a control token of this model; leave the row out"
             )
         return rendered
 
     def response(self, text: str, *, finished: bool = True) -> list[int]:
         closing = self._space if finished else ""
-        ids = self._behind_prompt(self._gap + self._encode.marked(text) + closing)
+        ids = self._of_content(
+            text, lambda marked: self._behind_prompt(self._gap + marked + closing)
+        )
         inner = next((token for token in ids if token in self.end_ids), None)
         if inner is not None:
             raise DataError(
@@ -124,7 +160,16 @@ class ChatTokenizer:
         return self._encode(self._lead)
 
     def text(self, text: str) -> list[int]:
-        return self._encode(self._encode.marked(text))
+        return self._of_content(text, self._encode)
+
+    def _of_content(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """Tokens of text without a template, in which there is no control token."""
+        marked = self._encode.marked(text)
+        ids = encode(marked)
+        if marked == text and self._encode.controls(ids):
+            # Its own pieces make one, which the search in the text has not seen.
+            return encode(MARK + text)
+        return ids
 
     def decode(self, tokens: list[int]) -> str:
         kept = [token for token in tokens if token not in self._hidden]
@@ -134,7 +179,12 @@ class ChatTokenizer:
 def _template(hf: Any, options: TextOptions) -> ChatTemplate | None:
     own = None
     if options.chat_template is not None:
-        own = options.chat_template.read_text(encoding="utf-8")
+        try:
+            own = options.chat_template.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"model.chat_template: {options.chat_template} is not UTF-8: {error}"
+            ) from error
     if own is None and hf.chat_template is None:
         for name in ("template_arguments", "template_date"):
             if getattr(options, name):
@@ -165,15 +215,35 @@ def _beginning(hf: Any) -> tuple[int, ...]:
     return ()
 
 
-def _with_texts(value: Any, change: Any) -> Any:
-    """A message with all of its texts changed but the role."""
+def _with_texts(value: Any, change: Callable[[str], str], names: Callable[[str], str]) -> Any:
+    """A message with all of its texts changed but the role, and its names by ``names``."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {k: v if k == "role" else _with_texts(v, change) for k, v in value.items()}
+        return {
+            names(k): v if k == "role" else _with_texts(v, change, names) for k, v in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_with_texts(item, change) for item in value]
+        return [_with_texts(item, change, names) for item in value]
     return value
+
+
+def _changed(messages: Sequence[Mapping[str, Any]], text: str) -> set[str]:
+    """The texts that do not stand in ``text`` in their order; words alone make no token."""
+    changed, at = set(), 0
+
+    def look_for(said: str) -> str:
+        nonlocal at
+        place = text.find(said.strip(), at)
+        if place >= 0:
+            at = place + len(said.strip())
+        elif not said.isidentifier():
+            changed.add(said)
+        return said
+
+    for message in messages:
+        _with_texts(message, look_for, str)
+    return changed
 
 
 def _shown(row: Row) -> str:

@@ -10,7 +10,8 @@ import torch
 
 from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.scoring import load_models, probe_labeler
-from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful
+from rlhf_kit.errors import DataError
+from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful, Tokenizer
 from rlhf_kit.types import Samples
 from rlhf_kit.types.samples import Row
 from rlhf_kit_instructgpt.batches import sampling_of
@@ -82,7 +83,11 @@ class Collect:
             endings.see(samples)
             ranks, scores = self._labeler(samples)
             splits = [self._splits[i] for i in chunks[step].tolist()]
-            found = comparisons(samples, ranks, scores, splits)
+            usable = [
+                _reads_back(self._context.tokenizer, text, bool(finished))
+                for text, finished in zip(samples.responses, samples.finished, strict=True)
+            ]
+            found = comparisons(samples, ranks, scores, splits, usable)
             done.lines += [json.dumps(row, ensure_ascii=False) for row in found]
             length = samples.response_mask.sum(1).float().mean().item()
             metrics = {
@@ -98,9 +103,19 @@ class Collect:
         why = "fewer than two completions that say something"
         used.note(asked - len(done.lines), asked, "prompts", why)
         total = asked * o.completions
-        used.note(total - kept, total, "completions", "empty, or of a prompt that is left out")
+        why = "empty, ending too early when read again, or of a prompt that is left out"
+        used.note(total - kept, total, "completions", why)
         used.tell(run)
         return {"prompts": len(done.lines), "completions": o.completions, **used.summary()}
+
+
+def _reads_back(tokenizer: Tokenizer, text: str, finished: bool) -> bool:
+    """Whether a text that was sampled can be a response: cut again, its pieces may be others."""
+    try:
+        tokenizer.response(text, finished=finished)
+    except DataError:
+        return False
+    return bool(text)
 
 
 def comparisons(
@@ -108,12 +123,13 @@ def comparisons(
     ranks: Sequence[int],
     scores: Sequence[float] | None,
     splits: Sequence[str],
+    usable: Sequence[bool],
 ) -> list[Row]:
-    """One row per prompt. Empty completions are left out, and prompts with fewer than two left."""
+    """One row per prompt, with its ``usable`` completions; prompts with one or none have no row."""
     found: list[Row] = []
     members: dict[int, list[int]] = {}
     for i, group in enumerate(samples.group.tolist()):
-        if samples.responses[i]:
+        if usable[i]:
             members.setdefault(group, []).append(i)
     for group, rows in members.items():
         if len(rows) < 2:
