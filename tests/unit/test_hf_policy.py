@@ -235,7 +235,7 @@ def test_a_folder_of_another_strategy_is_refused(
             "hydra",
             {"trainable_layers": 1},
             {"trainable_layers": 2},
-            "split 3, the recipe has 2",
+            "trainable_layers 1, the recipe has 2",
         ),
         (
             "lora",

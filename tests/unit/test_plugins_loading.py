@@ -63,7 +63,7 @@ def test_two_entry_points_of_one_distribution(site: Path) -> None:
         (
             "import rlhf_kit\n@rlhf_kit.hookimpl\ndef rlhf_components():\n"
             "    return [rlhf_kit.Component('loss', 'a', 'no_colon')]",
-            "target 'no_colon' should be 'package.module:Name'",
+            "target 'no_colon' should be text, 'package.module:Name'",
         ),
     ],
 )

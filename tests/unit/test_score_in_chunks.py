@@ -14,7 +14,7 @@ from toy_runs import ppo_of, ppo_options
 from toys import prompts
 
 from rlhf_kit.engine.clock import Clock
-from rlhf_kit.types import Samples, Sampling
+from rlhf_kit.types import Activations, Samples, Sampling
 
 LONGEST = 7
 
@@ -42,7 +42,8 @@ class Scripted:
                 tokens[row, length - 1] = self._eos
             mask[row, :length] = True
         samples = Samples(given, tokens, mask, finished, sampling.temperature, self._decode)
-        encode = self._policy._active.encode  # as a decoder that captures the trunk would
+        # As a decoder that captures the trunk would.
+        trunk = self._policy._active.encode(samples.tokens, samples.token_mask)
         return Samples(
             given,
             tokens,
@@ -50,7 +51,7 @@ class Scripted:
             finished,
             sampling.temperature,
             self._decode,
-            encode(samples.tokens, samples.token_mask),
+            None if trunk is None else Activations.of(trunk, samples.token_mask),
         )
 
 
