@@ -134,7 +134,7 @@ def test_reward_rises(learn: Callable[[str, float], Learned], memory: str) -> No
     # The samples seen in training rose as well, and the summary says the same.
     first, last = found.rows[:4], found.rows[-4:]
     begin, end = (statistics.mean(row["score"] for row in part) for part in (first, last))
-    assert end - begin > 0.3
+    assert end - begin > 0.2
     assert found.summary["gold_score"]["ppo"] == pytest.approx(means["ppo"], abs=1e-4)
     assert found.summary["win_rate_ci"][0] > 0.5
     # It has moved for it, but not far: a collapsed policy is tens of nats away.
