@@ -35,7 +35,7 @@ seeds: $(VENV)/quickstart.stamp
 	$(BIN)/python tests/benchmarks/quickstart_table.py $(foreach s,$(SEEDS),$(RUN)-seed$(s))
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 	$(BIN)/python -m pytest plugins/example/tests
 
 test-slow: $(VENV)/dev.stamp
