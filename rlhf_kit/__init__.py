@@ -21,6 +21,8 @@ _PUBLIC = {
     "slot": "rlhf_kit.components",
     "slots": "rlhf_kit.components",
     "stage_ref": "rlhf_kit.components",
+    "OptimizerOptions": "rlhf_kit.stage_options",
+    "SamplingOptions": "rlhf_kit.stage_options",
     "hookimpl": "rlhf_kit.hookspecs",
     "RlhfKitError": "rlhf_kit.errors",
     "RecipeError": "rlhf_kit.errors",
@@ -88,6 +90,12 @@ if TYPE_CHECKING:
         RlhfKitError as RlhfKitError,
     )
     from rlhf_kit.hookspecs import hookimpl as hookimpl
+    from rlhf_kit.stage_options import (
+        OptimizerOptions as OptimizerOptions,
+    )
+    from rlhf_kit.stage_options import (
+        SamplingOptions as SamplingOptions,
+    )
 
 
 def __getattr__(name: str) -> Any:

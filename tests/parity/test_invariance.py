@@ -14,20 +14,21 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 from pydantic import ValidationError
-from rlhf_kit_instructgpt.control import FixedKL, FixedPtx, KLLimit
-from rlhf_kit_instructgpt.gae import GAE
-from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip, TokenNLL
-from rlhf_kit_instructgpt.options import (
+from rlhf_kit_instructgpt.losses import TokenNLL
+from rlhf_kit_instructgpt.options import NoOptions
+from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.gae import GAE
+from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
+from rlhf_kit_policy_gradient.options import (
     ClipOptions,
     FixedKLOptions,
     FixedPtxOptions,
     GAEOptions,
     LinearValueOptions,
-    NoOptions,
 )
-from rlhf_kit_instructgpt.ppo_parts import PPOParts
-from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
-from rlhf_kit_instructgpt.value import LinearValue
+from rlhf_kit_policy_gradient.ppo_parts import PPOParts
+from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
+from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 from torch.nn import Parameter
 from toys import ANSWERS, prompts, texts

@@ -16,27 +16,28 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.control import FixedKL, FixedPtx, KLLimit
-from rlhf_kit_instructgpt.gae import GAE
-from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip, TokenNLL
-from rlhf_kit_instructgpt.normalizers import Whiten
-from rlhf_kit_instructgpt.options import (
+from rlhf_kit_instructgpt.losses import TokenNLL
+from rlhf_kit_instructgpt.options import NoOptions
+from rlhf_kit_instructgpt.plugin import rlhf_components
+from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.gae import GAE
+from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
+from rlhf_kit_policy_gradient.normalizers import Whiten
+from rlhf_kit_policy_gradient.options import (
     ClipOptions,
     FixedKLOptions,
     FixedPtxOptions,
     GAEOptions,
     LinearValueOptions,
-    NoOptions,
     PPOPtxOptions,
-    SamplingOptions,
     WhitenOptions,
 )
-from rlhf_kit_instructgpt.plugin import rlhf_components
-from rlhf_kit_instructgpt.ppo_parts import PPOParts
-from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
-from rlhf_kit_instructgpt.value import LinearValue
+from rlhf_kit_policy_gradient.ppo_parts import PPOParts
+from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
+from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 
+from rlhf_kit import SamplingOptions
 from rlhf_kit.components import Component, Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, cosine
 from rlhf_kit.testing import TabularPolicy, part

@@ -7,16 +7,16 @@ from typing import Literal
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.control import AdaptiveKL, FixedKL
-from rlhf_kit_instructgpt.gae import GAE
-from rlhf_kit_instructgpt.losses import ClippedValue, Pairwise, PPOClip, SequenceNLL, TokenNLL
-from rlhf_kit_instructgpt.options import (
+from rlhf_kit_instructgpt.losses import Pairwise, SequenceNLL, TokenNLL
+from rlhf_kit_instructgpt.options import NoOptions, PairwiseOptions
+from rlhf_kit_policy_gradient.control import AdaptiveKL, FixedKL
+from rlhf_kit_policy_gradient.gae import GAE
+from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
+from rlhf_kit_policy_gradient.options import (
     AdaptiveKLOptions,
     ClipOptions,
     FixedKLOptions,
     GAEOptions,
-    NoOptions,
-    PairwiseOptions,
 )
 from torch import Tensor
 

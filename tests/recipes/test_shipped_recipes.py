@@ -196,7 +196,7 @@ def test_overoptimisation_runs_and_is_drawn(toy_model: Path, tmp_path: Path) -> 
     pytest.importorskip("matplotlib")
     pytest.importorskip("vaderSentiment")
     from click.testing import CliRunner
-    from rlhf_kit_instructgpt.overoptimisation import main
+    from rlhf_kit_evaluation.overoptimisation import main
 
     changes = [
         f"model={{use: pretrained, name: {toy_model}}}",

@@ -11,8 +11,8 @@ import numpy
 import pytest
 import torch
 from click.testing import CliRunner
-from rlhf_kit_instructgpt.best_of_n import best_of_n, best_of_n_kl, best_of_n_weights
-from rlhf_kit_instructgpt.overoptimisation import fit, main
+from rlhf_kit_evaluation.best_of_n import best_of_n, best_of_n_kl, best_of_n_weights
+from rlhf_kit_evaluation.overoptimisation import fit, main
 
 from rlhf_kit.errors import DataError
 

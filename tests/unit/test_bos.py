@@ -14,14 +14,14 @@ from published_tokenizers import BY_NAME, CONTEXT, FORMS, built, chat, write_pub
 from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.tokenizer import ChatTokenizer, reading
 from rlhf_kit_hf.trained_reward import TrainedReward
-from rlhf_kit_instructgpt.left_out import LeftOut
 from tokenizers import processors
 from toys import prompts, toy_tokenizer
 from transformers import AutoModelForCausalLM
 
+from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.types import Sampling
 
-batches: Any = importlib.import_module("rlhf_kit_instructgpt.batches")
+batches: Any = importlib.import_module("rlhf_kit.stagekit.batches")
 WITH = [form.name for form in FORMS if form.begin is not None]
 WITHOUT = [form.name for form in FORMS if form.begin is None]
 ROWS: list[dict[str, Any]] = [
@@ -117,9 +117,8 @@ def test_a_block_that_starts_at_a_separator_does_not_write_it_twice() -> None:
 
 
 def test_perplexity_is_of_blocks_with_the_beginning(tmp_path: Path) -> None:
-    from rlhf_kit_instructgpt.perplexity import perplexity
-
     from rlhf_kit.context import RunContext, StageContext
+    from rlhf_kit.stagekit.perplexity import perplexity
 
     folder = write_published("gemma", tmp_path / "model")
     context = StageContext(RunContext(_recipe(tmp_path, folder), tmp_path / "run"), "sft")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from rlhf_kit_instructgpt.control import AdaptiveKL, AdaptivePtx, FixedKL, KLLimit
-from rlhf_kit_instructgpt.options import AdaptiveKLOptions, AdaptivePtxOptions, FixedKLOptions
+from rlhf_kit_policy_gradient.control import AdaptiveKL, AdaptivePtx, FixedKL, KLLimit
+from rlhf_kit_policy_gradient.options import AdaptiveKLOptions, AdaptivePtxOptions, FixedKLOptions
 
 from rlhf_kit.errors import NumericsError, RecipeError
 from rlhf_kit.recipe import open_recipe

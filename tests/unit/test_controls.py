@@ -13,19 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.control import AdaptivePtx, FixedKL, KLLimit
-from rlhf_kit_instructgpt.options import (
-    AdaptivePtxOptions,
-    FixedKLOptions,
-    LinearValueOptions,
-    SamplingOptions,
-)
-from rlhf_kit_instructgpt.perplexity import perplexity
-from rlhf_kit_instructgpt.value import LinearValue
+from rlhf_kit_policy_gradient.control import AdaptivePtx, FixedKL, KLLimit
+from rlhf_kit_policy_gradient.options import AdaptivePtxOptions, FixedKLOptions, LinearValueOptions
+from rlhf_kit_policy_gradient.value import LinearValue
 from safetensors.torch import load_file
 from toy_runs import interrupted, metrics, one_stage, ppo_of, ppo_options, run
 from toys import ANSWERS, prompts, texts
 
+from rlhf_kit import SamplingOptions
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
@@ -33,6 +28,7 @@ from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
+from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.testing import TabularPolicy
 from rlhf_kit.types import NllInputs, Prompts, Sampling, TextBatch
 

@@ -59,7 +59,7 @@ def test_what_the_recipe_does_not_write_is_left_out(toy_recipe: Callable[..., Pa
 def test_no_critic_is_built_or_saved(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhf_kit_instructgpt.value import LinearValue
+    from rlhf_kit_policy_gradient.value import LinearValue
 
     built: list[Any] = []
     init = LinearValue.__init__

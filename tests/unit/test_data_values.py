@@ -14,13 +14,13 @@ from data_files import by_split, comparisons, prompts, write_lines
 from rlhf_kit_data.options import HHOptions, OasstOptions, TextOptions
 from rlhf_kit_data.published import HHRLHF, Oasst
 from rlhf_kit_data.running_text import RunningText
-from rlhf_kit_instructgpt.batches import read_comparisons
 from toys import write_toy_recipe
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import DataError
 from rlhf_kit.recipe import open_recipe
+from rlhf_kit.stagekit.batches import read_comparisons
 
 ROOT = Path(__file__).parents[2]
 BOM = b"\xef\xbb\xbf"

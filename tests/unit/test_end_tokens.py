@@ -139,7 +139,7 @@ def test_sampling_stops_on_each(toy_model: Path, tmp_path: Path, count: int) -> 
 
 def test_one_end_among_several_is_enough_for_the_gate() -> None:
     """The one that is written behind demonstrations can be one that the model never chose yet."""
-    from rlhf_kit_instructgpt.gate import _end
+    from rlhf_kit_policy_gradient.gate import _end
 
     seen: list[int] = []
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from rlhf_kit_hf.hydra import HydraRole
 from rlhf_kit_hf.policy import TransformersPolicy
 from rlhf_kit_hf.tokenizer import ChatTokenizer
-from rlhf_kit_instructgpt.gate import Setup, check_setup, widened
+from rlhf_kit_policy_gradient.gate import Setup, check_setup, widened
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy_runs import metrics, one_stage, ppo_options, run, run_in_two
@@ -434,7 +434,7 @@ def test_widened_rows_say_the_same(context_of: Any, memory: str) -> None:
 
 def test_every_check_can_be_skipped() -> None:
     """The names that a recipe may write are the names of checks."""
-    from rlhf_kit_instructgpt import gate as module
+    from rlhf_kit_policy_gradient import gate as module
 
     assert set(CHECKS) <= set(module._CHECKS)
     ppo_options(gate_skip=list(CHECKS))

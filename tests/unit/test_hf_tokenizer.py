@@ -93,8 +93,8 @@ def test_no_end_token_is_refused(toy_model: Path) -> None:
 
 def answered(pairs: list[tuple[Any, str, bool]], chat: ChatTokenizer) -> TextBatch:
     """Prompts with responses (row, text, finished), in one batch."""
-    batches = importlib.import_module("rlhf_kit_instructgpt.batches")
-    prompts = importlib.import_module("rlhf_kit_instructgpt.prompts").PromptSet
+    batches = importlib.import_module("rlhf_kit.stagekit.batches")
+    prompts = importlib.import_module("rlhf_kit.stagekit.prompts").PromptSet
     rows = [row for row, _, _ in pairs]
     answers = [(text, finished) for _, text, finished in pairs]
     texts = batches.answered(prompts.of(rows, chat), answers, chat)

@@ -133,7 +133,7 @@ def test_empty_completions_are_counted(
 
 
 def test_nothing_left_out_is_not_mentioned() -> None:
-    from rlhf_kit_instructgpt.left_out import LeftOut
+    from rlhf_kit.stagekit.left_out import LeftOut
 
     left_out = LeftOut()
     left_out.note(0, 5, "prompts", "too long")

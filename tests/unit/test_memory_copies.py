@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 from live_tensors import Peak
-from rlhf_kit_instructgpt.best import Best
-from rlhf_kit_instructgpt.control import FixedKL, KLLimit
-from rlhf_kit_instructgpt.options import FixedKLOptions
+from rlhf_kit_policy_gradient.control import FixedKL, KLLimit
+from rlhf_kit_policy_gradient.options import FixedKLOptions
 from torch import Tensor, nn
 from torch.nn import Parameter
 from toys import trained_folder
@@ -21,6 +20,7 @@ from toys import trained_folder
 from rlhf_kit.engine.ema import WeightAverage
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.ops.bootstrap import bootstrap_interval
+from rlhf_kit.stagekit.best import Best
 
 
 class Model:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel, Field
-from rlhf_kit_instructgpt.options import OptimizerOptions, PPOPtxOptions, SFTOptions
+from rlhf_kit_instructgpt.options import SFTOptions
+from rlhf_kit_policy_gradient.options import PPOPtxOptions
 from toy_runs import ppo_options
 
-from rlhf_kit import Options
+from rlhf_kit import OptimizerOptions, Options
 from rlhf_kit.cli.option_rows import option_rows
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import filled, open_recipe

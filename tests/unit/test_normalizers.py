@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.normalizers import Running, Whiten
-from rlhf_kit_instructgpt.options import RunningOptions, WhitenOptions
+from rlhf_kit_policy_gradient.normalizers import Running, Whiten
+from rlhf_kit_policy_gradient.options import RunningOptions, WhitenOptions
 from safetensors.torch import load_file
 from torch import Tensor
 from toy_runs import metrics, one_stage, run, run_in_two

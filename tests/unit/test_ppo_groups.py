@@ -9,24 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.control import FixedKL, FixedPtx, KLLimit
-from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip, TokenNLL
-from rlhf_kit_instructgpt.options import (
-    ClipOptions,
-    FixedKLOptions,
-    FixedPtxOptions,
-    NoOptions,
-    SamplingOptions,
-)
+from rlhf_kit_instructgpt.losses import TokenNLL
+from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_instructgpt.plugin import rlhf_check_recipe, rlhf_components
-from rlhf_kit_instructgpt.ppo_parts import PPOParts
-from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
-from rlhf_kit_instructgpt.prompts import PromptSet
-from rlhf_kit_instructgpt.streams import PromptStream
+from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
+from rlhf_kit_policy_gradient.options import ClipOptions, FixedKLOptions, FixedPtxOptions
+from rlhf_kit_policy_gradient.ppo_parts import PPOParts
+from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from torch import Tensor
 
+from rlhf_kit import SamplingOptions
 from rlhf_kit.components import Component, Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.streams import PromptStream
 from rlhf_kit.testing import TabularPolicy, part
 from rlhf_kit.types import Advantages, Rollout, Samples
 

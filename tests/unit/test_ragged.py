@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from live_tensors import Peak
-from rlhf_kit_instructgpt.batches import answered, read_comparisons, text_blocks
-from rlhf_kit_instructgpt.left_out import LeftOut
-from rlhf_kit_instructgpt.prompts import PromptSet
 
 from rlhf_kit.ops.sequence import pad
+from rlhf_kit.stagekit.batches import answered, read_comparisons, text_blocks
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import Activations, PackedTexts, Ragged
 
 

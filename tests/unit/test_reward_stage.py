@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rlhf_kit_instructgpt.batches import answered, read_comparisons
-from rlhf_kit_instructgpt.prompts import PromptSet
 from toy_runs import metrics, run, summary
 from toys import write_toy_recipe
 
 from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.recipe import open_recipe
+from rlhf_kit.stagekit.batches import answered, read_comparisons
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import PreferenceInputs
 
 WORDS = ("sea", "bus", "cat", "rain", "tea", "oak", "bell", "kite", "moon", "hill")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.gae import GAE
-from rlhf_kit_instructgpt.options import GAEOptions
+from rlhf_kit_policy_gradient.gae import GAE
+from rlhf_kit_policy_gradient.options import GAEOptions
 from torch import Tensor
 from toy_runs import metrics, one_stage, ppo_of, ppo_options, run
 

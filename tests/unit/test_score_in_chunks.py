@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.options import LinearValueOptions
-from rlhf_kit_instructgpt.value import LinearValue
+from rlhf_kit_policy_gradient.options import LinearValueOptions
+from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 from toy_runs import ppo_of, ppo_options
 from toys import prompts

@@ -11,22 +11,23 @@ from typing import Any
 
 import pytest
 import yaml
-from rlhf_kit_instructgpt.control import FixedKL, FixedPtx, KLLimit
-from rlhf_kit_instructgpt.gae import GAE
-from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip, TokenNLL
-from rlhf_kit_instructgpt.options import (
+from rlhf_kit_instructgpt.losses import TokenNLL
+from rlhf_kit_instructgpt.options import NoOptions
+from rlhf_kit_instructgpt.plugin import rlhf_components
+from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.gae import GAE
+from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
+from rlhf_kit_policy_gradient.options import (
     ClipOptions,
     FixedKLOptions,
     FixedPtxOptions,
     GAEOptions,
     LinearValueOptions,
-    NoOptions,
     PPOPtxOptions,
 )
-from rlhf_kit_instructgpt.plugin import rlhf_components
-from rlhf_kit_instructgpt.ppo_parts import PPOParts
-from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
-from rlhf_kit_instructgpt.value import LinearValue
+from rlhf_kit_policy_gradient.ppo_parts import PPOParts
+from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
+from rlhf_kit_policy_gradient.value import LinearValue
 from toys import merged, write_toy_recipe
 
 from rlhf_kit.components import Component

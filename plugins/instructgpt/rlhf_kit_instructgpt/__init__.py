@@ -1,1 +1,1 @@
-"""The InstructGPT pipeline for rlhf_kit: SFT, comparisons, reward model, PPO-ptx, evaluation."""
+"""The InstructGPT pipeline for rlhf_kit: SFT, comparisons, reward model."""

@@ -12,13 +12,13 @@ from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.scoring import load_models, probe_labeler
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful, Tokenizer
+from rlhf_kit.stagekit.batches import sampling_of
+from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import Samples
 from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.batches import sampling_of
-from rlhf_kit_instructgpt.endings import Endings
-from rlhf_kit_instructgpt.left_out import LeftOut
 from rlhf_kit_instructgpt.options import CollectOptions
-from rlhf_kit_instructgpt.prompts import PromptSet
 
 
 class Rows:

@@ -12,70 +12,10 @@ from rlhf_kit.ops.masking import masked_sum
 from rlhf_kit.types import (
     LossOutput,
     NllInputs,
-    PolicyLossInputs,
     PreferenceInputs,
-    ValueLossInputs,
     check_shape,
 )
-from rlhf_kit_instructgpt.options import ClipOptions, NoOptions, PairwiseOptions
-
-
-class PPOClip:
-    """``max(-A rho, -A clip(rho, 1 - e, 1 + e))`` per token, arXiv:1707.06347, equation 7."""
-
-    def __init__(self, options: ClipOptions) -> None:
-        self._range = options.clip_range
-
-    def count(self, masks: Any) -> Tensor:
-        return masks.mask.sum()
-
-    def __call__(self, inputs: PolicyLossInputs) -> LossOutput:
-        sizes = check_shape(inputs.mask, "B R", "mask")
-        check_shape(inputs.logprobs, "B R", "logprobs", **sizes)
-        mask = inputs.mask
-        # Masked before exp: garbage in the padding must not overflow into a NaN gradient.
-        log_ratio = torch.where(mask, inputs.logprobs - inputs.old_logprobs, 0.0)
-        ratio = log_ratio.exp()
-        advantages = torch.where(mask, inputs.advantages, 0.0)
-        plain = -advantages * ratio
-        clipped = -advantages * ratio.clamp(1 - self._range, 1 + self._range)
-        stats = {
-            "clip_fraction": masked_sum((clipped > plain).float(), mask),
-            # k3 of http://joschu.net/blog/kl-approx.html: how far this step has moved.
-            "approx_kl": masked_sum(ratio - 1 - log_ratio, mask),
-            "ratio": masked_sum(ratio, mask),
-        }
-        return LossOutput(masked_sum(torch.maximum(plain, clipped), mask), stats)
-
-
-class ClippedValue:
-    """``0.5 max((V - R)^2, (V_clip - R)^2)``, V_clip within a range of the old value.
-
-    As in openai/lm-human-preferences, ``train_policy.py``; the paper does not say.
-    """
-
-    def __init__(self, options: ClipOptions) -> None:
-        self._range = options.clip_range
-
-    def count(self, masks: Any) -> Tensor:
-        return masks.mask.sum()
-
-    def __call__(self, inputs: ValueLossInputs) -> LossOutput:
-        sizes = check_shape(inputs.mask, "B R", "mask")
-        check_shape(inputs.values, "B R", "values", **sizes)
-        mask = inputs.mask
-        values, old, returns = (
-            torch.where(mask, x, 0.0) for x in (inputs.values, inputs.old_values, inputs.returns)
-        )
-        near = torch.minimum(torch.maximum(values, old - self._range), old + self._range)
-        plain, clipped = (values - returns).square(), (near - returns).square()
-        stats = {
-            "clip_fraction": masked_sum((clipped > plain).float(), mask),
-            "value": masked_sum(values, mask),
-            "return": masked_sum(returns, mask),
-            "squared_error": masked_sum(plain, mask),
-        }
-        return LossOutput(masked_sum(0.5 * torch.maximum(plain, clipped), mask), stats)
+from rlhf_kit_instructgpt.options import NoOptions, PairwiseOptions
 
 
 class TokenNLL:

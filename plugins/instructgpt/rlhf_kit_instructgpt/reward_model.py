@@ -15,6 +15,9 @@ from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.interfaces import Context, Loss, RewardModel, StageRun
 from rlhf_kit.ops.sequence import by_length
+from rlhf_kit.stagekit.batches import answered, read_comparisons
+from rlhf_kit.stagekit.optimizer import build_optimizer
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import (
     Activations,
     ComparisonBatch,
@@ -24,9 +27,7 @@ from rlhf_kit.types import (
     TextBatch,
     Texts,
 )
-from rlhf_kit_instructgpt.batches import answered, read_comparisons
 from rlhf_kit_instructgpt.losses import better_pairs
-from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import RewardModelOptions
 from rlhf_kit_instructgpt.preference_metrics import (
     Bins,
@@ -39,7 +40,6 @@ from rlhf_kit_instructgpt.preference_metrics import (
     reliability,
 )
 from rlhf_kit_instructgpt.probe import fit_probe
-from rlhf_kit_instructgpt.prompts import PromptSet
 
 _PROOF_TEXTS = 8
 

@@ -12,16 +12,16 @@ from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, Loss, Policy, RewardFn, StageRun, Stateful
+from rlhf_kit.stagekit.batches import answered, held_out_blocks, sampling_of, text_blocks
+from rlhf_kit.stagekit.best import Best
+from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.optimizer import build_optimizer
+from rlhf_kit.stagekit.perplexity import perplexity
+from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.streams import TextStream
 from rlhf_kit.types import NllInputs, TextBatch, Texts
-from rlhf_kit_instructgpt.batches import answered, held_out_blocks, sampling_of, text_blocks
-from rlhf_kit_instructgpt.best import Best
-from rlhf_kit_instructgpt.endings import Endings
-from rlhf_kit_instructgpt.left_out import LeftOut
-from rlhf_kit_instructgpt.optimizer import build_optimizer
 from rlhf_kit_instructgpt.options import SFTOptions
-from rlhf_kit_instructgpt.perplexity import perplexity
-from rlhf_kit_instructgpt.prompts import PromptSet
-from rlhf_kit_instructgpt.streams import TextStream
 
 
 class SFT:

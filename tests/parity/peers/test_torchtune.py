@@ -12,8 +12,8 @@ from peer import SEEDS, close, draw, need, right_padded
 
 need("torchtune", "0.6.1")
 
-from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip  # noqa: E402
-from rlhf_kit_instructgpt.options import ClipOptions  # noqa: E402
+from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip  # noqa: E402
+from rlhf_kit_policy_gradient.options import ClipOptions  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import Parameter  # noqa: E402
 from torchtune import rlhf  # noqa: E402

@@ -22,8 +22,8 @@ need("trl", "1.12.0")
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 from datasets import Dataset  # noqa: E402
-from rlhf_kit_instructgpt.losses import ClippedValue, PPOClip  # noqa: E402
-from rlhf_kit_instructgpt.options import ClipOptions  # noqa: E402
+from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip  # noqa: E402
+from rlhf_kit_policy_gradient.options import ClipOptions  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,

@@ -16,6 +16,9 @@ from rlhf_kit.engine.scoring import score
 from rlhf_kit.interfaces import StageRun
 from rlhf_kit.ops.kl import kl_penalised_rewards, sequence_kl
 from rlhf_kit.ops.sequence import by_length, last_index, with_place_after_end
+from rlhf_kit.stagekit.batches import sampling_of
+from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.types import (
     Advantages,
     NllInputs,
@@ -27,12 +30,9 @@ from rlhf_kit.types import (
     TextBatch,
     ValueLossInputs,
 )
-from rlhf_kit_instructgpt.batches import sampling_of
-from rlhf_kit_instructgpt.endings import Endings
-from rlhf_kit_instructgpt.options import PPOPtxOptions
-from rlhf_kit_instructgpt.perplexity import perplexity
-from rlhf_kit_instructgpt.ppo_metrics import step_line, step_metrics
-from rlhf_kit_instructgpt.ppo_parts import PPOParts, normalised, shaped_scores
+from rlhf_kit_policy_gradient.options import PPOPtxOptions
+from rlhf_kit_policy_gradient.ppo_metrics import step_line, step_metrics
+from rlhf_kit_policy_gradient.ppo_parts import PPOParts, normalised, shaped_scores
 
 
 class PPOPtx:

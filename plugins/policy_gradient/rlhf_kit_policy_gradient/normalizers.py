@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.ops.masking import masked_mean, masked_var, whiten
-from rlhf_kit_instructgpt.options import RunningOptions, WhitenOptions
+from rlhf_kit_policy_gradient.options import RunningOptions, WhitenOptions
 
 
 class Whiten:

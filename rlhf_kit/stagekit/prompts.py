@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Tokenizer
+from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.types import Prompts, Ragged
 from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.left_out import LeftOut
 
 
 def shown(row: Row) -> str:

@@ -8,11 +8,11 @@ import torch
 
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Tokenizer
+from rlhf_kit.stage_options import SamplingOptions
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.prompts import PromptSet, shown
 from rlhf_kit.types import Comparisons, Ragged, Sampling, Texts
 from rlhf_kit.types.samples import Row
-from rlhf_kit_instructgpt.left_out import LeftOut
-from rlhf_kit_instructgpt.options import SamplingOptions
-from rlhf_kit_instructgpt.prompts import PromptSet, shown
 
 # Enough to tell perplexities apart, and few enough to measure often.
 HELD_OUT_BLOCKS = 32

@@ -12,11 +12,11 @@ from torch import Tensor
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, RewardFn, StageRun, Stateful
-from rlhf_kit_instructgpt.batches import sampling_of
-from rlhf_kit_instructgpt.endings import Endings
-from rlhf_kit_instructgpt.left_out import LeftOut
-from rlhf_kit_instructgpt.options import BestOfNOptions
-from rlhf_kit_instructgpt.prompts import PromptSet
+from rlhf_kit.stagekit.batches import sampling_of
+from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit_evaluation.options import BestOfNOptions
 
 
 def best_of_n_kl(n: int) -> float:

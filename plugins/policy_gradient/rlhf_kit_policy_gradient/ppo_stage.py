@@ -24,17 +24,17 @@ from rlhf_kit.interfaces import (
     ValueHead,
 )
 from rlhf_kit.ops.kl import sequence_kl
+from rlhf_kit.stagekit.batches import held_out_blocks, sampling_of, text_blocks
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.optimizer import build_optimizer
+from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.streams import PromptStream, TextStream
 from rlhf_kit.types import Texts
-from rlhf_kit_instructgpt.batches import held_out_blocks, sampling_of, text_blocks
-from rlhf_kit_instructgpt.control import KLLimit
-from rlhf_kit_instructgpt.gate import Setup, check_setup
-from rlhf_kit_instructgpt.left_out import LeftOut
-from rlhf_kit_instructgpt.optimizer import build_optimizer
-from rlhf_kit_instructgpt.options import PPOPtxOptions
-from rlhf_kit_instructgpt.ppo_parts import PPOParts
-from rlhf_kit_instructgpt.ppo_ptx import PPOPtx
-from rlhf_kit_instructgpt.prompts import PromptSet
-from rlhf_kit_instructgpt.streams import PromptStream, TextStream
+from rlhf_kit_policy_gradient.control import KLLimit
+from rlhf_kit_policy_gradient.gate import Setup, check_setup
+from rlhf_kit_policy_gradient.options import PPOPtxOptions
+from rlhf_kit_policy_gradient.ppo_parts import PPOParts
+from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 
 GATE_PROMPTS = 8
 

@@ -14,13 +14,13 @@ from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, Policy, RewardFn, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
+from rlhf_kit.stagekit.batches import sampling_of, text_blocks
+from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.perplexity import perplexity
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import Samples, Texts
-from rlhf_kit_instructgpt.batches import sampling_of, text_blocks
-from rlhf_kit_instructgpt.endings import Endings
-from rlhf_kit_instructgpt.left_out import LeftOut
-from rlhf_kit_instructgpt.options import EvaluateOptions
-from rlhf_kit_instructgpt.perplexity import perplexity
-from rlhf_kit_instructgpt.prompts import PromptSet
+from rlhf_kit_evaluation.options import EvaluateOptions
 
 
 @dataclass

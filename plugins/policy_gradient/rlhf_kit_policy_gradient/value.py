@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.interfaces import Policy
 from rlhf_kit.types import Samples
-from rlhf_kit_instructgpt.options import LinearValueOptions
+from rlhf_kit_policy_gradient.options import LinearValueOptions
 
 
 class LinearValue:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlhf_kit.ops.returns import gae
 from rlhf_kit.types import Advantages
-from rlhf_kit_instructgpt.options import GAEOptions
+from rlhf_kit_policy_gradient.options import GAEOptions
 
 
 class GAE:

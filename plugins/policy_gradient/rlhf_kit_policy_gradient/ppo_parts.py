@@ -21,10 +21,10 @@ from rlhf_kit.interfaces import (
     Stateful,
     ValueHead,
 )
+from rlhf_kit.stagekit.streams import PromptStream, TextStream
 from rlhf_kit.types import NllInputs, PolicyLossInputs, Rollout, Texts, ValueLossInputs
-from rlhf_kit_instructgpt.control import KLLimit
-from rlhf_kit_instructgpt.options import PPOPtxOptions
-from rlhf_kit_instructgpt.streams import PromptStream, TextStream
+from rlhf_kit_policy_gradient.control import KLLimit
+from rlhf_kit_policy_gradient.options import PPOPtxOptions
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Gold and proxy score over the square root of KL, with the fitted form of arXiv:2210.10760.
 
-``python -m rlhf_kit_instructgpt.overoptimisation runs/overoptimisation`` reads a finished run of
+``python -m rlhf_kit_evaluation.overoptimisation runs/overoptimisation`` reads a finished run of
 recipes/overoptimisation.yaml and writes ``overoptimisation.json`` and ``overoptimisation.png``
 beside it. Any run will do whose PPO stages log a reward component ``gold`` and one other, the
 proxy, and whose ``best_of_n`` stage has proxies.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlhf_kit.engine.snapshot import Snapshot
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import KLController, Stateful
-from rlhf_kit_instructgpt.options import (
+from rlhf_kit_policy_gradient.options import (
     AdaptiveKLOptions,
     AdaptivePtxOptions,
     FixedKLOptions,

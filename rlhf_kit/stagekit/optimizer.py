@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, constant, cosine
-from rlhf_kit_instructgpt.options import OptimizerOptions
+from rlhf_kit.stage_options import OptimizerOptions
 
 
 def build_optimizer(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from rlhf_kit.engine.minibatch import Cycle
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import Prompts, TextBatch, Texts
-from rlhf_kit_instructgpt.prompts import PromptSet
 
 
 class PromptStream:

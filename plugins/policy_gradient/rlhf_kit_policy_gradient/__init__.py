@@ -1,0 +1,1 @@
+"""On-policy training: PPO with a pretraining mix, and its parts."""

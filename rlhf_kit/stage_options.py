@@ -1,0 +1,40 @@
+"""Options that many stages have, with the source of each default. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_kit.components import Options
+
+
+class OptimizerOptions(Options):
+    """AdamW. InstructGPT trains everything with betas 0.9 and 0.95 (arXiv:2203.02155, app. C)."""
+
+    learning_rate: float = Field(gt=0, description="peak learning rate")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
+    final_fraction: float = Field(
+        0.1, ge=0, le=1, description="where the cosine ends, as a fraction of the peak (app. C)"
+    )
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimizer steps")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the moments")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator; not in the paper")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_gradient_norm: float | None = Field(
+        1.0, gt=0, description="clip the global norm; null: never. Not in the paper"
+    )
+
+    def idle(self) -> Mapping[str, str]:
+        if self.schedule == "cosine":
+            return {}
+        return {"final_fraction": f'schedule is "{self.schedule}"; set schedule: cosine'}
+
+
+class SamplingOptions(Options):
+    """Ancestral sampling; nothing is cut off, since PPO must score what was sampled."""
+
+    max_new_tokens: int = Field(32, ge=1, description="longest response, in tokens")
+    temperature: float = Field(1.0, gt=0, description="1 in the paper (app. C.4)")
+    batch_size: int = Field(64, ge=1, description="rows decoded together")
