@@ -18,7 +18,6 @@ import pytest
 import torch
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
-from rlhf_kit_instructgpt.plugin import rlhf_components
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
 from rlhf_kit_policy_gradient.gae import GAE
 from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
@@ -32,6 +31,7 @@ from rlhf_kit_policy_gradient.options import (
     PPOPtxOptions,
     WhitenOptions,
 )
+from rlhf_kit_policy_gradient.plugin import rlhf_components
 from rlhf_kit_policy_gradient.ppo_parts import PPOParts
 from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from rlhf_kit_policy_gradient.value import LinearValue

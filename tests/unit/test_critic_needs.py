@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rlhf_kit_instructgpt.plugin import rlhf_components
+from rlhf_kit_policy_gradient.plugin import rlhf_components
 from toy_runs import metrics, one_stage, run
 
 from rlhf_kit.components import NEEDS, Component

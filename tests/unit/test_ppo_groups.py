@@ -11,10 +11,10 @@ import pytest
 import torch
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
-from rlhf_kit_instructgpt.plugin import rlhf_check_recipe, rlhf_components
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
 from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
 from rlhf_kit_policy_gradient.options import ClipOptions, FixedKLOptions, FixedPtxOptions
+from rlhf_kit_policy_gradient.plugin import rlhf_check_recipe, rlhf_components
 from rlhf_kit_policy_gradient.ppo_parts import PPOParts
 from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from torch import Tensor

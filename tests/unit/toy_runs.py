@@ -13,7 +13,6 @@ import pytest
 import yaml
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
-from rlhf_kit_instructgpt.plugin import rlhf_components
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
 from rlhf_kit_policy_gradient.gae import GAE
 from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
@@ -25,6 +24,7 @@ from rlhf_kit_policy_gradient.options import (
     LinearValueOptions,
     PPOPtxOptions,
 )
+from rlhf_kit_policy_gradient.plugin import rlhf_components
 from rlhf_kit_policy_gradient.ppo_parts import PPOParts
 from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from rlhf_kit_policy_gradient.value import LinearValue
