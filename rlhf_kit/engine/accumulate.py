@@ -17,22 +17,25 @@ from torch.nn import Parameter
 
 from rlhf_kit.engine.optim import Optimizer
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.interfaces import Loss
+from rlhf_kit.interfaces import Loss, ObservingLoss
+from rlhf_kit.types import LossOutput
 
 Micro = TypeVar("Micro")
 
 
-def _itself(micro: Any) -> Any:
-    return micro
-
-
 @dataclass(frozen=True)
 class Term:
-    """One loss of the objective and its weight; ``counted`` is what of a micro-batch it counts."""
+    """One loss of the objective, what of a micro-batch it counts, and its weight."""
 
-    loss: Loss
+    loss: Loss | ObservingLoss
+    counted: Callable[[Any], Any]
     weight: float = 1.0
-    counted: Callable[[Any], Any] = _itself
+
+    def output(self, inputs: Any, observed: Mapping[str, Tensor]) -> LossOutput:
+        """The loss of one micro-batch; ``observed`` are sums over the whole step."""
+        if isinstance(self.loss, ObservingLoss):
+            return self.loss(inputs, observed)
+        return self.loss(inputs)
 
 
 @dataclass
@@ -60,13 +63,14 @@ class Step:
             NumericsError: a loss is not finite. Nothing has been updated then.
         """
         counts = {name: _count(term, micro_batches) for name, term in terms.items()}
+        observed = _observed(terms, forward, micro_batches)
         sums: dict[str, Tensor] = {}
         before = self._gradients() if label is not None else []
         for micro in micro_batches:
             inputs = forward(micro)
             total = torch.zeros(())
             for name, term in terms.items():
-                output = term.loss(inputs[name])
+                output = term.output(inputs[name], observed[name])
                 if not torch.isfinite(output.total):
                     raise NumericsError(
                         f"loss {name!r} is {output.total.item()}: the step was not taken"
@@ -98,6 +102,23 @@ class Step:
 def _count(term: Term, micro_batches: Sequence[Any]) -> Tensor:
     counts = (term.loss.count(term.counted(micro)) for micro in micro_batches)
     return sum(counts, torch.zeros(())).clamp(min=1)
+
+
+@torch.no_grad()
+def _observed(
+    terms: Mapping[str, Term],
+    forward: Callable[[Micro], Mapping[str, Any]],
+    micro_batches: Sequence[Micro],
+) -> dict[str, dict[str, Tensor]]:
+    """Of each term the sums over the whole step that its loss has asked for."""
+    sums: dict[str, dict[str, Tensor]] = {name: {} for name in terms}
+    asking = {n: t.loss for n, t in terms.items() if isinstance(t.loss, ObservingLoss)}
+    for micro in micro_batches if asking else ():
+        inputs = forward(micro)
+        for name, loss in asking.items():
+            for key, value in loss.observe(inputs[name]).items():
+                sums[name][key] = sums[name].get(key, torch.zeros(())) + value
+    return sums
 
 
 @contextmanager

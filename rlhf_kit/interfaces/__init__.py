@@ -5,7 +5,7 @@ from rlhf_kit.interfaces.context import Context
 from rlhf_kit.interfaces.control import KLController, PtxController
 from rlhf_kit.interfaces.data import DataSource
 from rlhf_kit.interfaces.labeler import Labeler
-from rlhf_kit.interfaces.loss import Loss
+from rlhf_kit.interfaces.loss import Loss, ObservingLoss
 from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
 from rlhf_kit.interfaces.policy import Policy
@@ -29,6 +29,7 @@ __all__ = [
     "ModelSource",
     "NeedsModels",
     "Normalizer",
+    "ObservingLoss",
     "Policy",
     "PtxController",
     "RewardFn",

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
-
-from rlhf_kit.types import Advantages
+from rlhf_kit.types import Advantages, Experience
 
 
 class AdvantageEstimator(Protocol):
-    """Gets values only where its component needs them (``needs={"values"}``), else None."""
+    """What it needs of the loop its component declares: "values", "groups", "own_normalization"."""
 
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
-    ) -> Advantages:
-        """Rewards, values, mask [B, R] and group [B] -> advantages and returns [B, R] float32."""
+    def __call__(self, experience: Experience) -> Advantages:
+        """Advantages and returns [B, R] float32, zero where ``experience.places`` is False."""

@@ -19,17 +19,21 @@ _PUBLIC = {
     "check_component": "components",
     "check_kl_controller": "conformance",
     "check_labeler": "conformance",
+    "check_labelled_loss": "preferences",
     "check_loss": "losses",
     "check_nll_loss": "losses",
     "check_normalizer": "conformance",
+    "check_pair_loss": "preferences",
     "check_plugin": "components",
     "check_policy_loss": "losses",
-    "check_preference_loss": "losses",
+    "check_preference_loss": "preferences",
     "check_ptx_controller": "conformance",
     "check_reward": "conformance",
     "check_value_loss": "losses",
     "TabularPolicy": "toy",
     "enumerate_responses": "toy",
+    "made_up_experience": "inputs",
+    "made_up_policy_inputs": "inputs",
     "made_up_samples": "toy",
 }
 
@@ -47,11 +51,15 @@ if TYPE_CHECKING:
     from rlhf_kit.testing.conformance import check_normalizer as check_normalizer
     from rlhf_kit.testing.conformance import check_ptx_controller as check_ptx_controller
     from rlhf_kit.testing.conformance import check_reward as check_reward
+    from rlhf_kit.testing.inputs import made_up_experience as made_up_experience
+    from rlhf_kit.testing.inputs import made_up_policy_inputs as made_up_policy_inputs
     from rlhf_kit.testing.losses import check_loss as check_loss
     from rlhf_kit.testing.losses import check_nll_loss as check_nll_loss
     from rlhf_kit.testing.losses import check_policy_loss as check_policy_loss
-    from rlhf_kit.testing.losses import check_preference_loss as check_preference_loss
     from rlhf_kit.testing.losses import check_value_loss as check_value_loss
+    from rlhf_kit.testing.preferences import check_labelled_loss as check_labelled_loss
+    from rlhf_kit.testing.preferences import check_pair_loss as check_pair_loss
+    from rlhf_kit.testing.preferences import check_preference_loss as check_preference_loss
     from rlhf_kit.testing.toy import TabularPolicy as TabularPolicy
     from rlhf_kit.testing.toy import enumerate_responses as enumerate_responses
     from rlhf_kit.testing.toy import made_up_samples as made_up_samples

@@ -42,7 +42,9 @@ def float32(x: Any, shape: list[int], what: str) -> None:
 
 
 def dirtied(x: Tensor, mask: Tensor, garbage: float) -> Tensor:
-    """A copy of ``x`` with garbage where ``mask`` is False; integers get -7."""
+    """A copy of ``x`` with garbage where ``mask`` is False; integers get -7, bools True."""
+    if x.dtype == torch.bool:
+        return x | ~mask
     return torch.where(mask, x, garbage if x.is_floating_point() else -7)
 
 

@@ -35,6 +35,7 @@ from rlhf_kit.testing.compare import (
     same,
     widened,
 )
+from rlhf_kit.testing.inputs import made_up_experience
 from rlhf_kit.testing.sentences import named, require
 from rlhf_kit.testing.toy import made_up_samples
 from rlhf_kit.types import Advantages, Samples
@@ -141,9 +142,9 @@ def check_advantage(
     """Check an advantage estimator: float32 [B, R], finite, zero in the padding.
 
     Padding (dirty or longer), the order of the rows and the numbers of the groups change nothing;
-    inputs are not written to. The rewards come in groups of three responses to one prompt, the
-    members of a group apart from each other. ``needs`` are its component's: without "values" it
-    gets ``values=None``, and with it other values must give something else.
+    the experience is not written to. The rewards come in groups of three responses to one prompt,
+    the members of a group apart from each other. ``needs`` are its component's: without "values"
+    it gets ``values=None``, and with it other values must give something else.
     """
     name = named(estimator)
     needs_values = "values" in needs
@@ -157,7 +158,14 @@ def check_advantage(
     ) -> tuple[Tensor, Tensor]:
         given = [x.clone() for x in (rewards, values, mask, group)]
         try:
-            out = estimator(given[0], given[1] if needs_values else None, given[2], given[3])
+            out = estimator(
+                made_up_experience(
+                    given[0],
+                    given[2],
+                    values=given[1] if needs_values else None,
+                    group=given[3],
+                )
+            )
         except Exception as error:
             hint = "" if needs_values else "; values is None, since needs does not have 'values'"
             raise AssertionError(

@@ -4,17 +4,23 @@ G prompts of a comparison batch, K completions of one prompt. Masks are bool, Tr
 """
 
 from rlhf_kit.types.activations import Activations
-from rlhf_kit.types.comparisons import ComparisonBatch, Comparisons, Ranked
+from rlhf_kit.types.comparisons import ComparisonBatch, Comparisons
+from rlhf_kit.types.experience import Experience
 from rlhf_kit.types.losses import (
+    LabelledInputs,
     LossOutput,
+    Masked,
     NllInputs,
+    PairInputs,
     PolicyLossInputs,
     PreferenceInputs,
+    Ranked,
+    SampledUnits,
     ValueLossInputs,
 )
 from rlhf_kit.types.packed import PackedTexts
 from rlhf_kit.types.ragged import Ragged
-from rlhf_kit.types.rollout import Advantages, Masked, PolicyOutput, PPOBatch, Rollout
+from rlhf_kit.types.rollout import Advantages, PolicyOutput, PPOBatch, Rollout
 from rlhf_kit.types.samples import Prompts, Samples, Sampling
 from rlhf_kit.types.shapes import check_shape
 from rlhf_kit.types.texts import TextBatch, Texts
@@ -24,11 +30,14 @@ __all__ = [
     "Advantages",
     "ComparisonBatch",
     "Comparisons",
+    "Experience",
+    "LabelledInputs",
     "LossOutput",
     "Masked",
     "NllInputs",
     "PPOBatch",
     "PackedTexts",
+    "PairInputs",
     "PolicyLossInputs",
     "PolicyOutput",
     "PreferenceInputs",
@@ -36,6 +45,7 @@ __all__ = [
     "Ragged",
     "Ranked",
     "Rollout",
+    "SampledUnits",
     "Samples",
     "Sampling",
     "TextBatch",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.types.activations import Activations
+from rlhf_kit.types.losses import Ranked
 from rlhf_kit.types.packed import PackedTexts
 from rlhf_kit.types.ragged import Ragged
 
@@ -29,6 +30,11 @@ class ComparisonBatch:
     def __len__(self) -> int:
         return self.ranks.shape[0]
 
+    @property
+    def ranked(self) -> Ranked:
+        """What a loss counts."""
+        return Ranked(self.ranks, self.mask)
+
     def select(self, prompts: Tensor) -> ComparisonBatch:
         """Prompts ``prompts``, with texts cut to the longest of them; K stays."""
         gold = None if self.gold is None else self.gold[prompts]
@@ -39,14 +45,6 @@ class ComparisonBatch:
         """Micro-batches of at most ``size`` prompts."""
         for prompts in torch.arange(len(self)).split(size):
             yield self.select(prompts)
-
-
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """Ranks and mask of some comparisons, both [G, K], for a loss to count."""
-
-    ranks: Tensor
-    mask: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.losses import Masked, SampledUnits
 from rlhf_kit.types.samples import Samples
 from rlhf_kit.types.shapes import joined, width_of
 
@@ -62,18 +63,12 @@ class Rollout:
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
-    """A mask alone, for a loss to count."""
-
-    mask: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class PPOBatch:
     """The rows of a rollout that one optimizer step, or one micro-batch of it, reads."""
 
     samples: Samples
     logprobs: Tensor  # [B, R], of the policy that sampled
+    reference_logprobs: Tensor  # [B, R]
     values: Tensor | None  # [B, R]
     advantages: Tensor  # [B, R]
     returns: Tensor  # [B, R]
@@ -83,6 +78,16 @@ class PPOBatch:
     def mask(self) -> Tensor:
         """[B, R], the tokens: what the policy's loss counts."""
         return self.samples.response_mask
+
+    @property
+    def sampled(self) -> SampledUnits:
+        """What the policy's loss counts."""
+        return SampledUnits(self.mask, self.logprobs, self.samples.group)
+
+    @property
+    def chosen(self) -> Masked:
+        """What a loss over its tokens counts."""
+        return Masked(self.mask)
 
     @property
     def valued(self) -> Masked:
@@ -99,6 +104,7 @@ class PPOBatch:
         return PPOBatch(
             self.samples.select(index, width),
             self.logprobs[index, :width],
+            self.reference_logprobs[index, :width],
             None if self.values is None else self.values[index, :width],
             self.advantages[index, :width],
             self.returns[index, :width],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.losses import Masked
 from rlhf_kit.types.ragged import Ragged
 from rlhf_kit.types.shapes import width_of
 
@@ -33,6 +34,11 @@ class TextBatch:
     def predicted(self) -> Tensor:
         """[B, T-1]: which next-token predictions count, aligned with next_token_logprobs."""
         return self.target[:, 1:] & self.mask[:, 1:]
+
+    @property
+    def targets(self) -> Masked:
+        """What a loss over these texts counts."""
+        return Masked(self.predicted)
 
     def select(self, index: Tensor) -> TextBatch:
         """Rows ``index``, cut to the longest of them."""

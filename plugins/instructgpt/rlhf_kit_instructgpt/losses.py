@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_kit.ops.masking import masked_sum
-from rlhf_kit.types import (
-    LossOutput,
-    NllInputs,
-    PreferenceInputs,
-    check_shape,
-)
+from rlhf_kit.types import LossOutput, Masked, NllInputs, PreferenceInputs, Ranked, check_shape
 from rlhf_kit_instructgpt.options import NoOptions, PairwiseOptions
 
 
@@ -24,8 +17,8 @@ class TokenNLL:
     def __init__(self, options: NoOptions) -> None:
         pass
 
-    def count(self, masks: Any) -> Tensor:
-        return masks.predicted.sum() if hasattr(masks, "predicted") else masks.mask.sum()
+    def count(self, units: Masked) -> Tensor:
+        return units.mask.sum()
 
     def __call__(self, inputs: NllInputs) -> LossOutput:
         check_shape(inputs.logprobs, "B T", "logprobs", **check_shape(inputs.mask, "B T", "mask"))
@@ -42,9 +35,8 @@ class SequenceNLL:
     def __init__(self, options: NoOptions) -> None:
         pass
 
-    def count(self, masks: Any) -> Tensor:
-        predicted = masks.predicted if hasattr(masks, "predicted") else masks.mask
-        return predicted.any(1).sum()
+    def count(self, units: Masked) -> Tensor:
+        return units.mask.any(1).sum()
 
     def __call__(self, inputs: NllInputs) -> LossOutput:
         check_shape(inputs.logprobs, "B T", "logprobs", **check_shape(inputs.mask, "B T", "mask"))
@@ -75,8 +67,8 @@ class Pairwise:
         self._all_pairs = options.weights == "all_pairs"
         self._margin = options.margin
 
-    def count(self, masks: Any) -> Tensor:
-        return better_pairs(masks.ranks, masks.mask).any((1, 2)).sum()
+    def count(self, units: Ranked) -> Tensor:
+        return better_pairs(units.ranks, units.mask).any((1, 2)).sum()
 
     def __call__(self, inputs: PreferenceInputs) -> LossOutput:
         check_shape(inputs.scores, "G K", "scores", **check_shape(inputs.mask, "G K", "mask"))

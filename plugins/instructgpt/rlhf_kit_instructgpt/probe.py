@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.interfaces import Loss
-from rlhf_kit.types import Comparisons, PreferenceInputs
+from rlhf_kit.types import Comparisons, PreferenceInputs, Ranked
 
 
 def fit_probe(
-    features: Tensor, batch: Comparisons, loss: Loss[PreferenceInputs], l2: float
+    features: Tensor, batch: Comparisons, loss: Loss[PreferenceInputs, Ranked], l2: float
 ) -> tuple[Tensor, float]:
     """Minimise mean loss + l2/2 |w|^2 over a linear score of standardised features.
 
@@ -33,7 +33,7 @@ def fit_probe(
     del valid
     standard = (features - mean) / std  # a few dimensions of a language model dwarf all others
     weight = torch.zeros(features.shape[2], requires_grad=True)
-    count = loss.count(batch).clamp(min=1)
+    count = loss.count(Ranked(batch.ranks, batch.mask)).clamp(min=1)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:

@@ -24,6 +24,7 @@ from rlhf_kit.types import (
     Comparisons,
     PackedTexts,
     PreferenceInputs,
+    Ranked,
     TextBatch,
     Texts,
 )
@@ -50,7 +51,7 @@ class RewardModelStage:
     def __init__(self, options: RewardModelOptions, context: Context) -> None:
         self._options, self._context = options, context
         self._source = context.build(options.comparisons)
-        self._loss: Loss[PreferenceInputs] = context.build(options.loss)
+        self._loss: Loss[PreferenceInputs, Ranked] = context.build(options.loss)
         self._comparisons: dict[str, Comparisons] = {}
         self._demonstrations: Texts | None = None
         if options.demonstrations is not None:
@@ -107,7 +108,7 @@ class RewardModelStage:
             batch = cycle.next()
             with accumulating(optimizer) as update:
                 update.add(
-                    {"rm": Term(self._loss, counted=train.ranked)},
+                    {"rm": Term(self._loss, train.ranked)},
                     lambda prompts: {"rm": self._inputs(model, train.select(prompts))},
                     [batch[rows] for rows in by_length(train.lengths[batch], o.micro_batch)],
                 )
@@ -164,8 +165,9 @@ class RewardModelStage:
         low, high = accuracy_interval(scores, pairs, generator)
         margins = pair_margins(scores, pairs)
         bins = reliability(margins)
+        count = self._loss.count(Ranked(batch.ranks, mask)).clamp(min=1)
         figures = {
-            "loss": (self._loss(inputs).total / self._loss.count(inputs).clamp(min=1)).item(),
+            "loss": (self._loss(inputs).total / count).item(),
             "accuracy": accuracy(scores, pairs),
             "accuracy_low": low,
             "accuracy_high": high,

@@ -20,7 +20,7 @@ from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.streams import TextStream
-from rlhf_kit.types import NllInputs, TextBatch, Texts
+from rlhf_kit.types import Masked, NllInputs, TextBatch, Texts
 from rlhf_kit_instructgpt.options import SFTOptions
 
 
@@ -32,7 +32,7 @@ class SFT:
         self._left_out = LeftOut()
         self._train, _ = self._demonstrations("train")
         self._validation, prompts = self._demonstrations("validation")
-        self._loss: Loss[NllInputs] = context.build(options.loss)
+        self._loss: Loss[NllInputs, Masked] = context.build(options.loss)
         self._reward: RewardFn | None = None
         self._endings: Endings | None = None  # of a run
         if options.select_by is not None:
@@ -112,7 +112,7 @@ class SFT:
                 rows += stream.next(len(batch))
             with accumulating(optimizer) as update:
                 update.add(
-                    {"sft": Term(self._loss)},
+                    {"sft": Term(self._loss, lambda texts: texts.targets)},
                     lambda micro: {"sft": self._inputs(policy, micro)},
                     rows,
                 )
@@ -149,7 +149,7 @@ class SFT:
         for micro in self._validation.split(self._options.micro_batch):
             inputs = self._inputs(policy, micro)
             total += self._loss(inputs).total.item()
-            count += self._loss.count(inputs).item()
+            count += self._loss.count(micro.targets).item()
         found = {"loss": total / max(count, 1.0)}
         if self._reward is not None:
             found["score"] = self._score(policy, self._reward)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from rlhf_kit.ops.returns import gae
-from rlhf_kit.types import Advantages
+from rlhf_kit.types import Advantages, Experience
 from rlhf_kit_policy_gradient.options import GAEOptions
 
 
@@ -15,10 +13,13 @@ class GAE:
     def __init__(self, options: GAEOptions) -> None:
         self._options = options
 
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
-    ) -> Advantages:
-        assert values is not None
-        o = self._options
-        advantages, returns = gae(rewards, values, mask, discount=o.discount, lam=o.lam)
+    def __call__(self, experience: Experience) -> Advantages:
+        assert experience.values is not None
+        advantages, returns = gae(
+            experience.rewards,
+            experience.values,
+            experience.places,
+            discount=self._options.discount,
+            lam=self._options.lam,
+        )
         return Advantages(advantages, returns)

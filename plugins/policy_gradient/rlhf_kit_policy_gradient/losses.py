@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlhf_kit.ops.masking import masked_sum
 from rlhf_kit.types import (
     LossOutput,
+    Masked,
     PolicyLossInputs,
+    SampledUnits,
     ValueLossInputs,
     check_shape,
 )
@@ -23,8 +23,8 @@ class PPOClip:
     def __init__(self, options: ClipOptions) -> None:
         self._range = options.clip_range
 
-    def count(self, masks: Any) -> Tensor:
-        return masks.mask.sum()
+    def count(self, units: SampledUnits) -> Tensor:
+        return units.mask.sum()
 
     def __call__(self, inputs: PolicyLossInputs) -> LossOutput:
         sizes = check_shape(inputs.mask, "B R", "mask")
@@ -54,8 +54,8 @@ class ClippedValue:
     def __init__(self, options: ClipOptions) -> None:
         self._range = options.clip_range
 
-    def count(self, masks: Any) -> Tensor:
-        return masks.mask.sum()
+    def count(self, units: Masked) -> Tensor:
+        return units.mask.sum()
 
     def __call__(self, inputs: ValueLossInputs) -> LossOutput:
         sizes = check_shape(inputs.mask, "B R", "mask")

@@ -22,7 +22,15 @@ from rlhf_kit.interfaces import (
     ValueHead,
 )
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
-from rlhf_kit.types import NllInputs, PolicyLossInputs, Rollout, Texts, ValueLossInputs
+from rlhf_kit.types import (
+    Masked,
+    NllInputs,
+    PolicyLossInputs,
+    Rollout,
+    SampledUnits,
+    Texts,
+    ValueLossInputs,
+)
 from rlhf_kit_policy_gradient.control import KLLimit
 from rlhf_kit_policy_gradient.options import PPOPtxOptions
 
@@ -38,9 +46,9 @@ class PPOParts:
     kl: KLController
     ptx: PtxController
     limit: KLLimit
-    policy_loss: Loss[PolicyLossInputs]
-    value_loss: Loss[ValueLossInputs]
-    ptx_loss: Loss[NllInputs]
+    policy_loss: Loss[PolicyLossInputs, SampledUnits]
+    value_loss: Loss[ValueLossInputs, Masked]
+    ptx_loss: Loss[NllInputs, Masked]
     optimizer: Optimizer
     prompts: PromptStream
     pretraining: TextStream | None = None

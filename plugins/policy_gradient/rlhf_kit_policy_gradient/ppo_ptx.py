@@ -21,6 +21,7 @@ from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.types import (
     Advantages,
+    Experience,
     NllInputs,
     PolicyLossInputs,
     PPOBatch,
@@ -40,10 +41,10 @@ class PPOPtx:
 
     def __init__(self, parts: PPOParts, options: PPOPtxOptions) -> None:
         self.parts, self.options = parts, options
-        self.ppo = {"policy": Term(parts.policy_loss)}
+        self.ppo = {"policy": Term(parts.policy_loss, lambda batch: batch.sampled)}
         if parts.value is not None:
             self.ppo["value"] = Term(
-                parts.value_loss, options.value_coef, lambda batch: batch.valued
+                parts.value_loss, lambda batch: batch.valued, options.value_coef
             )
         self.watched = list(parts.policy.parameters()) if options.gradient_norms else []
 
@@ -129,8 +130,17 @@ class PPOPtx:
         rewards = kl_penalised_rewards(
             scores, logprobs, reference, mask, parts.kl.coefficient, last_index(places)
         )
-        rewards = normalised(parts.reward_normalizer, rewards, places)
-        found = parts.advantage(rewards, rollout.values, places, rollout.group)
+        experience = Experience(
+            scores,
+            normalised(parts.reward_normalizer, rewards, places),
+            logprobs,
+            reference,
+            rollout.values,
+            mask,
+            places,
+            rollout.group,
+        )
+        found = parts.advantage(experience)
         advantages = normalised(parts.advantage_normalizer, found.advantages, mask)
         return Advantages(advantages, found.returns)
 
@@ -143,7 +153,13 @@ class PPOPtx:
             normalizer.update(returns, places)
             returns = normalizer.normalize(returns)
         return PPOBatch(
-            rollout.samples, rollout.logprobs, values, targets.advantages, returns, places
+            rollout.samples,
+            rollout.logprobs,
+            rollout.reference_logprobs,
+            values,
+            targets.advantages,
+            returns,
+            places,
         )
 
     def update(self, batch: PPOBatch) -> dict[str, float]:
@@ -154,7 +170,7 @@ class PPOPtx:
             micro = [batch.select(r) for r in by_length(lengths, self.options.micro_batch)]
             step.add(self.ppo, self.policy_and_value, micro, "ppo")
             if parts.pretraining is not None:
-                term = Term(parts.ptx_loss, parts.ptx.coefficient)
+                term = Term(parts.ptx_loss, lambda texts: texts.targets, parts.ptx.coefficient)
                 texts = parts.pretraining.next(len(batch.samples))
                 step.add({"ptx": term}, self.language_model, texts, "ptx")
         if parts.ema is not None:
@@ -164,9 +180,17 @@ class PPOPtx:
 
     def policy_and_value(self, batch: PPOBatch) -> dict[str, PolicyLossInputs | ValueLossInputs]:
         out = self.parts.policy.evaluate(batch.samples)
-        inputs: dict[str, PolicyLossInputs | ValueLossInputs] = {
-            "policy": PolicyLossInputs(out.logprobs, batch.logprobs, batch.advantages, batch.mask)
-        }
+        drawn = batch.samples.sampled_logprobs
+        policy = PolicyLossInputs(
+            out.logprobs,
+            batch.logprobs,
+            batch.advantages,
+            batch.mask,
+            batch.reference_logprobs,
+            batch.logprobs if drawn is None else drawn,
+            batch.samples.group,
+        )
+        inputs: dict[str, PolicyLossInputs | ValueLossInputs] = {"policy": policy}
         if self.parts.value is not None and batch.values is not None:
             values = self.parts.value(out.states, batch.samples)
             inputs["value"] = ValueLossInputs(values, batch.values, batch.returns, batch.places)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlhf_kit.ops.masking import masked_sum
-from rlhf_kit.types import LossOutput, PolicyLossInputs, check_shape
+from rlhf_kit.types import LossOutput, PolicyLossInputs, SampledUnits, check_shape
 from rlhf_kit_example.options import GSPOOptions
 
 
@@ -22,9 +20,9 @@ class GSPO:
     def __init__(self, options: GSPOOptions) -> None:
         self._low, self._high = 1.0 - options.clip_low, 1.0 + options.clip_high
 
-    def count(self, masks: Any) -> Tensor:
+    def count(self, units: SampledUnits) -> Tensor:
         """[] the number of responses: the paper's mean is over responses, not tokens."""
-        return masks.mask.any(1).sum()
+        return units.mask.any(1).sum()
 
     def __call__(self, inputs: PolicyLossInputs) -> LossOutput:
         mask = inputs.mask

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from rlhf_kit import RecipeError
-from rlhf_kit.types import Advantages, check_shape
+from rlhf_kit.types import Advantages, Experience, check_shape
 from rlhf_kit_example.options import RLOOOptions
 
 
@@ -20,14 +19,13 @@ class RLOO:
     def __init__(self, options: RLOOOptions) -> None:
         pass
 
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
-    ) -> Advantages:
-        """Rewards, mask [B, R] and group [B] -> advantages and returns [B, R].
+    def __call__(self, experience: Experience) -> Advantages:
+        """Advantages and returns [B, R].
 
         Raises:
             RecipeError: a prompt with a single response, which has nothing to be compared with.
         """
+        rewards, mask, group = experience.rewards, experience.places, experience.group
         sizes = check_shape(mask, "B R", "mask")
         check_shape(rewards, "B R", "rewards", **sizes)
         check_shape(group, "B", "group", B=sizes["B"])
