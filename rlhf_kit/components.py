@@ -98,6 +98,9 @@ class Options(BaseModel):
 NEEDS = {
     "values": "an advantage estimator that reads values: a critic is built, trained and saved",
     "positive_coefficient": "a controller that multiplies its coefficient, which 0 would stop",
+    "whole_groups": "a policy's loss whose micro-batches must keep the responses to one prompt "
+    "together",
+    "mismatched": "a loss over labelled answers that reads prompts with the answers of others",
 }
 """What a component may need of the recipe around it: need -> who has it, and what follows."""
 

@@ -7,11 +7,32 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rlhf_kit.ops.sequence import members_of, whole_groups
 
-def minibatches(rows: int, size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield index tensors: ``epochs`` fresh permutations of ``rows``, each cut into ``size``."""
+
+def minibatches(
+    rows: int, size: int, epochs: int, generator: torch.Generator, group: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Yield index tensors: ``epochs`` fresh permutations of ``rows``, each cut into ``size``.
+
+    Args:
+        rows: how many there are.
+        size: of a minibatch; the last one of an epoch may be smaller.
+        epochs: how many times every row is seen.
+        generator: the source of the orders.
+        group: [rows] int64; with it whole groups travel together, in a fresh order of the groups,
+            and a minibatch has at most ``size`` rows.
+
+    Raises:
+        ValueError: a group is larger than ``size``.
+    """
     for _ in range(epochs):
-        yield from torch.randperm(rows, generator=generator).split(size)
+        if group is None:
+            yield from torch.randperm(rows, generator=generator).split(size)
+        else:
+            members = members_of(group)
+            order = torch.randperm(len(members), generator=generator).tolist()
+            yield from whole_groups([members[i] for i in order], size)
 
 
 class Cycle:

@@ -44,12 +44,44 @@ def last_index(mask: Tensor) -> Tensor:
     return torch.where(mask, columns, 0).amax(1)
 
 
-def by_length(lengths: Tensor, size: int) -> Sequence[Tensor]:
+def members_of(group: Tensor) -> Sequence[Tensor]:
+    """[B] int64 -> the rows of each group, both in ascending order."""
+    _, sizes = group.unique(return_counts=True)
+    return group.argsort(stable=True).split(sizes.tolist())
+
+
+def whole_groups(groups: Sequence[Tensor], size: int) -> Sequence[Tensor]:
+    """Rows in chunks of at most ``size``, filled with ``groups`` of rows in their order.
+
+    Raises:
+        ValueError: a group is larger than ``size``.
+    """
+    chunks: list[list[Tensor]] = []
+    room = 0
+    for rows in groups:
+        if len(rows) > size:
+            raise ValueError(f"a group of {len(rows)} rows does not fit into a chunk of {size}")
+        if len(rows) > room:
+            chunks.append([])
+            room = size
+        chunks[-1].append(rows)
+        room -= len(rows)
+    return [torch.cat(chunk) for chunk in chunks]
+
+
+def by_length(lengths: Tensor, size: int, group: Tensor | None = None) -> Sequence[Tensor]:
     """Rows of ``lengths`` [B] in chunks of at most ``size``, neighbours in length together.
 
-    A chunk is as wide as its longest row, so sorted rows carry the least padding.
+    A chunk is as wide as its longest row, so sorted rows carry the least padding. With ``group``
+    [B] int64 whole groups travel together, sorted by their longest rows.
+
+    Raises:
+        ValueError: a group is larger than ``size``.
     """
-    return lengths.argsort(stable=True).split(size)
+    if group is None:
+        return lengths.argsort(stable=True).split(size)
+    members = sorted(members_of(group), key=lambda rows: int(lengths[rows].max()))
+    return whole_groups(members, size)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
