@@ -72,7 +72,15 @@ def test_declaration(component: Component) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rlhf_kit_instructgpt", "rlhf_kit_hf", "rlhf_kit_rewards", "rlhf_kit_data"]
+    "module",
+    [
+        "rlhf_kit_instructgpt",
+        "rlhf_kit_policy_gradient",
+        "rlhf_kit_evaluation",
+        "rlhf_kit_hf",
+        "rlhf_kit_rewards",
+        "rlhf_kit_data",
+    ],
 )
 def test_plugin_lists_its_components_without_torch(module: str) -> None:
     assert check_plugin(f"{module}.plugin")

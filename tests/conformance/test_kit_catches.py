@@ -29,7 +29,7 @@ from rlhf_kit.testing import (
     check_value_loss,
     made_up_samples,
 )
-from rlhf_kit.types import Advantages, LossOutput
+from rlhf_kit.types import Advantages, Experience, LossOutput
 
 pytest_plugins = ["pytester"]
 
@@ -45,8 +45,8 @@ class BrokenLoss:
         return found if isinstance(found, LossOutput) else LossOutput(found)
 
 
-def tokens(masks: Any) -> Tensor:
-    return masks.mask.sum()
+def tokens(units: Any) -> Tensor:
+    return units.mask.sum()
 
 
 def reinforce(inputs: Any) -> Tensor:
@@ -107,9 +107,9 @@ def test_the_right_one_passes() -> None:
         (lambda i: reinforce(i).detach(), tokens, "no gradient reaches logprobs"),
         (lambda i: reinforce(i).double(), tokens, "it should stay float32"),
         (lambda i: torch.where(i.mask, i.logprobs, 0.0), tokens, "total of shape \\[\\]"),
-        (reinforce, lambda m: (m.logprobs < 0).sum(), "never what the model computes"),
-        (reinforce, lambda m: torch.tensor(m.mask.numel()), "changed count"),
-        (reinforce, lambda m: int(m.mask.sum()), "should return a tensor of shape \\[\\]"),
+        (reinforce, lambda u: (u.logprobs < 0).sum(), "SampledUnits, which has what is known"),
+        (reinforce, lambda u: torch.tensor(u.mask.numel()), "changed count"),
+        (reinforce, lambda u: int(u.mask.sum()), "should return a tensor of shape \\[\\]"),
     ],
 )
 def test_policy_losses(total: Any, count: Any, says: str) -> None:
@@ -123,9 +123,11 @@ def test_value_loss_over_padding() -> None:
         check_value_loss(broken)
 
 
-def test_nll_loss_that_counts_prompts() -> None:
-    broken = BrokenLoss(lambda i: -torch.where(i.mask, i.logprobs, 0.0).sum(), tokens)
-    with pytest.raises(AssertionError, match="use masks\\.predicted"):
+def test_nll_loss_that_counts_what_it_does_not_get() -> None:
+    broken = BrokenLoss(
+        lambda i: -torch.where(i.mask, i.logprobs, 0.0).sum(), lambda u: u.predicted.sum()
+    )
+    with pytest.raises(AssertionError, match="before the forward pass with Masked"):
         check_nll_loss(broken)
 
 
@@ -136,9 +138,9 @@ def pairs(inputs: Any) -> tuple[Tensor, Tensor]:
     return mask, scores[:, :, None] - scores[:, None, :]
 
 
-def prompts(masks: Any) -> Tensor:
-    mask = masks.mask[:, :, None] & masks.mask[:, None, :]
-    return (mask & (masks.ranks[:, :, None] < masks.ranks[:, None, :])).any(1).any(1).sum()
+def prompts(units: Any) -> Tensor:
+    mask = units.mask[:, :, None] & units.mask[:, None, :]
+    return (mask & (units.ranks[:, :, None] < units.ranks[:, None, :])).any(1).any(1).sum()
 
 
 def log_sigmoid_naive(inputs: Any) -> Tensor:
@@ -188,16 +190,15 @@ class BrokenGAE:
     def __init__(self, *mistakes: str) -> None:
         self.mistakes = mistakes
 
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
-    ) -> Advantages:
+    def __call__(self, experience: Experience) -> Advantages:
+        rewards, values, mask = experience.rewards, experience.values, experience.places
         assert values is not None
         if "unmasked delta" not in self.mistakes:
             rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
         else:
             rewards, values = rewards.nan_to_num(), values.nan_to_num()
         if "in place" in self.mistakes:
-            group += 1
+            experience.group.add_(1)
         if "no values" in self.mistakes:
             values = torch.zeros_like(values)
         following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
@@ -246,7 +247,8 @@ def test_an_estimator_that_reads_what_it_does_not_declare() -> None:
 def test_advantage_with_an_unmasked_carry() -> None:
     """The carry of a recursion that never looks at the mask takes what stands in the padding."""
 
-    def unmasked(rewards: Tensor, values: Tensor, mask: Tensor, group: Tensor) -> Advantages:
+    def unmasked(experience: Experience) -> Advantages:
+        rewards, mask = experience.rewards, experience.places
         carry, columns = torch.zeros(len(mask)), []
         for t in reversed(range(mask.shape[1])):
             carry = rewards[:, t].nan_to_num() + 0.95 * carry

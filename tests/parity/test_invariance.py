@@ -139,7 +139,7 @@ class Batch:
     rows: Any
     parameters: list[Parameter]
     forward: Callable[[Any], Any]
-    counted: Callable[[Any], Any] = lambda rows: rows
+    counted: Callable[[Any], Any]
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -152,10 +152,11 @@ def rollout(policy: TabularPolicy) -> PPOBatch:
     asked = Prompts(one, one.bool(), [{"prompt": ""}] * 10, torch.arange(10))
     samples = policy.generate(asked, Sampling(3, 1.0, torch.Generator().manual_seed(3)))
     assert len(samples.mask.sum(1).unique()) == 3
-    old, advantages, values, returns = drawn(1, 4, *samples.mask.shape)
+    old, reference, advantages, values, returns = drawn(1, 5, *samples.mask.shape)
     with torch.no_grad():
         old = policy.evaluate(samples).logprobs + 0.3 * old
-    return PPOBatch(samples, old, values, advantages, returns, samples.mask)
+    reference = old + 0.1 * reference
+    return PPOBatch(samples, old, reference, values, advantages, returns, samples.mask)
 
 
 def policy_batch() -> Batch:
@@ -163,9 +164,17 @@ def policy_batch() -> Batch:
 
     def forward(batch: PPOBatch) -> PolicyLossInputs:
         logprobs = policy.evaluate(batch.samples).logprobs
-        return PolicyLossInputs(logprobs, batch.logprobs, batch.advantages, batch.mask)
+        return PolicyLossInputs(
+            logprobs,
+            batch.logprobs,
+            batch.advantages,
+            batch.mask,
+            batch.reference_logprobs,
+            batch.logprobs,
+            batch.samples.group,
+        )
 
-    return Batch(rollout(policy), list(policy.parameters()), forward)
+    return Batch(rollout(policy), list(policy.parameters()), forward, lambda batch: batch.sampled)
 
 
 def value_batch() -> Batch:
@@ -188,7 +197,8 @@ def nll_batch() -> Batch:
         return NllInputs(policy.next_token_logprobs(batch), batch.predicted)
 
     target = mask & (torch.arange(6) >= torch.arange(rows)[:, None] % 3)
-    return Batch(TextBatch(tokens, mask, target), list(policy.parameters()), forward)
+    texts = TextBatch(tokens, mask, target)
+    return Batch(texts, list(policy.parameters()), forward, lambda texts: texts.targets)
 
 
 def preference_batch() -> Batch:
@@ -209,7 +219,7 @@ def preference_batch() -> Batch:
         scores = (batch.texts.places() * table[batch.texts.tokens][:, None]).sum(2)  # [G, K]
         return PreferenceInputs(scores, batch.ranks, batch.mask)
 
-    return Batch(ComparisonBatch(packed, ranks, mask), [table], forward)
+    return Batch(ComparisonBatch(packed, ranks, mask), [table], forward, lambda batch: batch.ranked)
 
 
 BATCHES = {
@@ -232,7 +242,7 @@ def test_micro_batches_do_not_change_the_gradient(
         recorder = Recorder(batch.parameters)
         with accumulating(recorder) as step:
             step.add(
-                {"it": Term(loss, 0.7, batch.counted)},
+                {"it": Term(loss, batch.counted, 0.7)},
                 lambda rows, batch=batch: {"it": batch.forward(rows)},
                 list(batch.rows.split(size)),
             )
@@ -290,7 +300,7 @@ def test_micro_batches_do_not_change_a_step_of_ppo(
             parameter += 0.02 * drawn(i, *parameter.shape)
         old, advantages, values, returns = drawn(1, 4, *samples.mask.shape)
         old = policy.evaluate(samples).logprobs + 0.2 * old
-    batch = PPOBatch(samples, old, values, advantages, returns, samples.mask)
+    batch = PPOBatch(samples, old, old, values, advantages, returns, samples.mask)
     blocks = texts(context.tokenizer, *ANSWERS)
     found = {}
     for micro in (1, 3, len(samples)):

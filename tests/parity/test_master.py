@@ -41,7 +41,7 @@ from rlhf_kit import SamplingOptions
 from rlhf_kit.components import Component, Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, cosine
 from rlhf_kit.testing import TabularPolicy, part
-from rlhf_kit.types import LossOutput, PolicyLossInputs, PPOBatch, Prompts, Samples, Sampling
+from rlhf_kit.types import LossOutput, PolicyLossInputs, Prompts, SampledUnits, Samples, Sampling
 
 V = R = 3
 EOS = V - 1
@@ -110,8 +110,8 @@ class Expected:
     def __init__(self) -> None:
         self.loss = PPOClip(ClipOptions(clip_range=0.2))
 
-    def count(self, batch: PPOBatch) -> Tensor:
-        return batch.logprobs.sum(1).exp().sum()
+    def count(self, units: SampledUnits) -> Tensor:
+        return units.old_logprobs.sum(1).exp().sum()
 
     def __call__(self, inputs: PolicyLossInputs) -> LossOutput:
         probability = inputs.old_logprobs.sum(1, keepdim=True).exp()

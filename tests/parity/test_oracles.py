@@ -24,11 +24,18 @@ from rlhf_kit.ops.kl import kl_penalised_rewards, sequence_kl
 from rlhf_kit.ops.logprobs import selected_logprobs, token_logprobs
 from rlhf_kit.ops.masking import whiten
 from rlhf_kit.ops.returns import gae
-from rlhf_kit.testing import TabularPolicy, oracles
+from rlhf_kit.testing import (
+    TabularPolicy,
+    made_up_experience,
+    made_up_policy_inputs,
+    oracles,
+)
 from rlhf_kit.types import (
+    Masked,
     NllInputs,
-    PolicyLossInputs,
     PreferenceInputs,
+    Ranked,
+    SampledUnits,
     TextBatch,
     ValueLossInputs,
 )
@@ -65,7 +72,7 @@ def test_gae(seed: int, discount: float, lam: float) -> None:
         close(found[0], advantages)
         close(found[1], returns)
     options = GAEOptions(discount=discount, lam=lam)
-    out = GAE(options)(rewards, values, mask, torch.zeros(6, dtype=torch.long))
+    out = GAE(options)(made_up_experience(rewards, mask, values=values))
     close(out.advantages, advantages)
     close(out.returns, returns)
 
@@ -86,7 +93,7 @@ def test_gae_by_hand() -> None:
 def test_ppo_clip(seed: int) -> None:
     old, step, advantages = draw(seed, 3, 5, 7)
     mask, new = any_mask(seed, 5, 7), old + 0.3 * step
-    found = PPOClip(CLIP)(PolicyLossInputs(new, old, advantages, mask))
+    found = PPOClip(CLIP)(made_up_policy_inputs(new, old, advantages, mask))
     lists = new.tolist(), old.tolist(), advantages.tolist(), mask.tolist()
     close(found.total, oracles.ppo_clip(*lists, 0.2))
     ratio = (new - old).exp()[mask]
@@ -101,9 +108,10 @@ def test_ppo_clip_by_hand() -> None:
     new = torch.tensor([[2.0, 2.0, 0.5, 0.5]], dtype=torch.float64).log()
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
     mask = torch.ones((1, 4), dtype=torch.bool)
-    inputs = PolicyLossInputs(new, torch.zeros_like(new), advantages, mask)
+    inputs = made_up_policy_inputs(new, torch.zeros_like(new), advantages, mask)
+    units = SampledUnits(mask, inputs.old_logprobs, inputs.group)
     assert PPOClip(CLIP)(inputs).total.item() == pytest.approx(1.1, abs=1e-15)
-    assert PPOClip(CLIP).count(inputs).item() == 4
+    assert PPOClip(CLIP).count(units).item() == 4
     lists = new.tolist(), [[0.0] * 4], advantages.tolist(), mask.tolist()
     assert oracles.ppo_clip(*lists, 0.2) == pytest.approx(1.1, abs=1e-15)
 
@@ -140,10 +148,10 @@ def test_sequence_nll(seed: int) -> None:
     mask[3] = False
     inputs = NllInputs(logprobs, mask)
     loss, per_token = SequenceNLL(NoOptions()), TokenNLL(NoOptions())
-    found = loss(inputs).total / loss.count(inputs)
+    found = loss(inputs).total / loss.count(Masked(mask))
     close(found, oracles.sequence_nll(logprobs.tolist(), mask.tolist()))
     close(loss(NllInputs(torch.where(mask, logprobs, math.nan), mask)).total, found.item() * 4)
-    ratio = found / (per_token(inputs).total / per_token.count(inputs))
+    ratio = found / (per_token(inputs).total / per_token.count(Masked(mask)))
     close(ratio, int(mask.sum()) / 4)
 
 
@@ -152,12 +160,12 @@ def test_sequence_nll_by_hand() -> None:
     logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
     mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
     inputs, loss = NllInputs(logprobs, mask), SequenceNLL(NoOptions())
-    assert loss(inputs).total.item() / loss.count(inputs).item() == 5.0
+    assert loss(inputs).total.item() / loss.count(Masked(mask)).item() == 5.0
     # The stages count a TextBatch, whose first token is never predicted.
     whole = torch.cat([mask[:, :1], mask], 1)
-    assert loss.count(TextBatch(whole.long(), whole, whole)).item() == 2
+    assert loss.count(TextBatch(whole.long(), whole, whole).targets).item() == 2
     only_first = torch.tensor([[True, False]])
-    assert loss.count(TextBatch(only_first.long(), only_first, only_first)).item() == 0
+    assert loss.count(TextBatch(only_first.long(), only_first, only_first).targets).item() == 0
     assert oracles.sequence_nll(logprobs.tolist(), mask.tolist()) == 5.0
 
 
@@ -196,7 +204,7 @@ def test_pairwise_by_hand() -> None:
     first = (2 * 0.31326168751822286 + 0.12692801104297263) / 3
     assert found.total.item() == pytest.approx(first + 200.0, rel=1e-15)
     assert found.stats["accuracy"].item() == 1.0
-    assert Pairwise(PairwiseOptions()).count(PreferenceInputs(scores, ranks, mask)).item() == 2
+    assert Pairwise(PairwiseOptions()).count(Ranked(ranks, mask)).item() == 2
     wanted = oracles.pairwise(scores.tolist(), ranks.tolist(), mask.tolist())
     assert wanted == pytest.approx(first + 200.0, rel=1e-15)
 
@@ -211,7 +219,7 @@ def test_pairwise_with_ties_by_hand() -> None:
     for weights, wanted in (("kept_pairs", both / 2), ("all_pairs", both / 3)):
         loss = Pairwise(PairwiseOptions(weights=weights))
         assert loss(inputs).total.item() == pytest.approx(wanted, rel=1e-15)
-        assert loss.count(inputs).item() == 1
+        assert loss.count(Ranked(ranks, mask)).item() == 1
         assert loss(inputs).stats["accuracy"].item() == 1.0  # of the pairs kept, in both
         lists = scores.tolist(), ranks.tolist(), mask.tolist()
         found = oracles.pairwise(*lists, all_pairs=weights == "all_pairs")
@@ -357,7 +365,7 @@ def test_the_ppo_gradient_is_that_of_the_objective(temperature: float, coefficie
     advantages, _ = gae(rewards, torch.zeros_like(old), mask, discount=1.0, lam=1.0)
     logprobs, found = policy.evaluate(samples).logprobs, torch.zeros_like(wanted)
     for b, p in enumerate(probability.tolist()):
-        row = PolicyLossInputs(*(x[[b]] for x in (logprobs, old, advantages, mask)))
+        row = made_up_policy_inputs(*(x[[b]] for x in (logprobs, old, advantages, mask)))
         total = PPOClip(CLIP)(row).total
         found -= p * torch.autograd.grad(total, policy.table, retain_graph=True)[0]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-15)

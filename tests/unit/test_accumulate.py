@@ -13,7 +13,7 @@ from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.testing import TabularPolicy
-from rlhf_kit.types import LossOutput, Prompts, Samples, Sampling, TextBatch
+from rlhf_kit.types import LossOutput, Masked, Prompts, Samples, Sampling, TextBatch
 
 
 class Recorder(Optimizer):
@@ -27,13 +27,21 @@ class Recorder(Optimizer):
 class NLL:
     """Sum of -log p with a weight per row, and the number of tokens."""
 
-    def count(self, masks: Any) -> Tensor:
-        return masks.predicted.sum() if hasattr(masks, "predicted") else masks.mask.sum()
+    def count(self, units: Masked) -> Tensor:
+        return units.mask.sum()
 
     def __call__(self, inputs: tuple[Tensor, Tensor]) -> LossOutput:
         logprobs, mask = inputs
         total = -torch.where(mask, logprobs, 0.0).sum()
         return LossOutput(total, {"tokens": mask.sum().float()})
+
+
+def responses(samples: Samples) -> Masked:
+    return Masked(samples.mask)
+
+
+def predictions(texts: TextBatch) -> Masked:
+    return texts.targets
 
 
 class Poison(NLL):
@@ -77,9 +85,13 @@ def gradient_of(
 
     with accumulating(optimizer) as step:
         if policy_weight:
-            step.add({"ppo": Term(NLL(), policy_weight)}, forward, list(samples.split(size)))
+            step.add(
+                {"ppo": Term(NLL(), responses, policy_weight)}, forward, list(samples.split(size))
+            )
         if gamma:
-            step.add({"ptx": Term(NLL(), gamma)}, language_model, list(texts().split(size)))
+            step.add(
+                {"ptx": Term(NLL(), predictions, gamma)}, language_model, list(texts().split(size))
+            )
     return optimizer.gradient, step.stats
 
 
@@ -127,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(size: int) -> None:
         accumulating(optimizer) as step,
     ):
         step.add(
-            {"ppo": Term(Poison())},
+            {"ppo": Term(Poison(), responses)},
             lambda micro: {"ppo": (policy.evaluate(micro).logprobs, micro.mask)},
             list(samples.split(size)),
         )
@@ -136,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(size: int) -> None:
     # What earlier micro-batches left behind does not reach the next step.
     with accumulating(optimizer) as step:
         step.add(
-            {"ppo": Term(NLL())},
+            {"ppo": Term(NLL(), responses)},
             lambda micro: {"ppo": (policy.evaluate(micro).logprobs, micro.mask)},
             [samples],
         )
@@ -152,7 +164,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step() -> None:
             return LossOutput(weight.sqrt().sum())
 
     with pytest.raises(NumericsError, match="gradient norm is inf"), accumulating(optimizer) as s:
-        s.add({"x": Term(SqrtAtZero())}, lambda micro: {"x": micro}, [texts()])
+        s.add({"x": Term(SqrtAtZero(), predictions)}, lambda micro: {"x": micro}, [texts()])
     assert weight.tolist() == [0.0, 0.0]
 
 
@@ -164,7 +176,7 @@ def test_an_empty_count_does_not_divide_by_zero() -> None:
     )
     with accumulating(optimizer) as step:
         step.add(
-            {"ptx": Term(NLL())},
+            {"ptx": Term(NLL(), predictions)},
             lambda micro: {"ptx": (policy.next_token_logprobs(micro), micro.predicted)},
             [nothing],
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from rlhf_kit_instructgpt.losses import TokenNLL
@@ -13,7 +11,7 @@ from torch.nn import Parameter
 
 from rlhf_kit.engine.accumulate import Step, Term
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
-from rlhf_kit.types import NllInputs
+from rlhf_kit.types import Masked, NllInputs
 
 ROWS, WIDTH = 256, 64
 
@@ -27,21 +25,20 @@ def gradient(size: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, float]]:
     step = Step(optimizer, [weight])
     for name, rows, scale in (("large", large + 1.0, 30.0), ("small", small, 1.0)):
 
-        def forward(micro: Any, name: str = name) -> dict[str, NllInputs]:
-            logprobs = (micro.rows @ weight).float()[:, None]
+        def forward(micro: Tensor, name: str = name) -> dict[str, NllInputs]:
+            logprobs = (micro @ weight).float()[:, None]
             return {name: NllInputs(logprobs, torch.ones_like(logprobs, dtype=torch.bool))}
 
-        parts = [Rows(part) for part in rows.split(size)]
-        step.add({name: Term(TokenNLL(NoOptions()), scale)}, forward, parts, name)
+        step.add(
+            {name: Term(TokenNLL(NoOptions()), counted, scale)}, forward, rows.split(size), name
+        )
     (found,) = optimizer.gradients([weight])
     assert found is not None
     return found.double(), step.stats
 
 
-class Rows:
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self.mask = torch.ones((len(rows), 1), dtype=torch.bool)
+def counted(rows: Tensor) -> Masked:
+    return Masked(torch.ones((len(rows), 1), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("size", [1, 7])

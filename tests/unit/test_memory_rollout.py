@@ -105,7 +105,7 @@ def sampled(context_of: Callable[..., Any]) -> tuple[Any, Samples]:
 
 
 def batch_of(samples: Samples) -> PPOBatch:
-    figures = torch.arange(4.0 * samples.mask.numel()).view(4, *samples.mask.shape)
+    figures = torch.arange(5.0 * samples.mask.numel()).view(5, *samples.mask.shape)
     return PPOBatch(samples, *figures, samples.mask)
 
 
@@ -120,7 +120,7 @@ def test_a_micro_batch_is_as_wide_as_its_longest_row(sampled: tuple[Any, Samples
         assert found.samples.prompts.mask.any(0).all()  # no column is padding alone
         assert found.mask.any(0).all()
         places = found.mask
-        for name in ("logprobs", "values", "advantages", "returns"):
+        for name in ("logprobs", "reference_logprobs", "values", "advantages", "returns"):
             own, before = getattr(found, name), getattr(batch, name)
             assert own.shape == found.mask.shape
             assert torch.equal(own[places], before[index][batch.mask[index]])

@@ -25,7 +25,7 @@ from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.streams import PromptStream
 from rlhf_kit.testing import TabularPolicy, part
-from rlhf_kit.types import Advantages, Rollout, Samples
+from rlhf_kit.types import Advantages, Experience, Rollout, Samples
 
 
 class Tokenizer:
@@ -96,10 +96,9 @@ def test_no_responses_per_prompt_are_refused() -> None:
 
 
 class LeaveOneOut:
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor
-    ) -> Advantages:
-        assert values is None
+    def __call__(self, experience: Experience) -> Advantages:
+        assert experience.values is None
+        rewards, mask, group = experience.rewards, experience.places, experience.group
         total = torch.where(mask, rewards, 0.0).sum(1)
         same = (group[:, None] == group[None, :]).float()
         baseline = (same @ total - total) / (same.sum(1) - 1)

@@ -78,7 +78,7 @@ def test_demonstrations_average_zero(toy_model: Path, tmp_path: Path, memory: st
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert scores.abs().max() > 1e-3
     inputs = PreferenceInputs(compared, held_out.ranks, held_out.mask)
-    found = (loss(inputs).total / loss.count(inputs)).item()
+    found = (loss(inputs).total / loss.count(held_out.ranked)).item()
     last = metrics(tmp_path / "run")[-1]  # before the shift
     assert found == pytest.approx(last["validation/loss"], abs=1e-5)
     assert found == pytest.approx(summary(tmp_path / "run")["reward_model"]["loss"], abs=1e-5)

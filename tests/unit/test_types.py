@@ -70,6 +70,7 @@ def test_ppo_batch_keeps_rows_together() -> None:
     batch = PPOBatch(
         rollout.samples,
         rollout.logprobs,
+        rollout.reference_logprobs,
         rollout.values,
         values + 4,
         values + 5,
@@ -78,10 +79,23 @@ def test_ppo_batch_keeps_rows_together() -> None:
     (first, second) = batch.select(torch.tensor([5, 1, 2])).split(2)
     assert [len(first.samples), len(second.samples)] == [2, 1]
     assert second.samples.responses == [samples.responses[2]]
-    for offset, name in ((1, "logprobs"), (3, "values"), (4, "advantages"), (5, "returns")):
+    for offset, name in enumerate(
+        ("logprobs", "reference_logprobs", "values", "advantages", "returns"), 1
+    ):
         assert getattr(first, name)[:, 0].tolist() == [5 + offset, 1 + offset]
-    bare = PPOBatch(samples, values, None, values, values, samples.mask).select(torch.tensor([0]))
+    bare = replace(batch, values=None).select(torch.tensor([0]))
     assert bare.values is None
+
+
+def test_ppo_batch_says_what_losses_count() -> None:
+    samples = made_up_samples(samples_per_prompt=2)
+    figures = torch.zeros(samples.mask.shape)
+    places = torch.ones_like(samples.mask)
+    batch = PPOBatch(samples, figures - 1, figures, None, figures, figures, places)
+    assert batch.sampled.mask is batch.chosen.mask is samples.response_mask
+    assert batch.sampled.old_logprobs is batch.logprobs
+    assert batch.sampled.group is samples.group
+    assert batch.valued.mask is places
 
 
 def texts() -> TextBatch:

@@ -9,7 +9,8 @@ import torch
 from rlhf_kit_example.gspo import GSPO
 from rlhf_kit_example.options import GSPOOptions
 
-from rlhf_kit.types import PolicyLossInputs
+from rlhf_kit.testing import made_up_policy_inputs
+from rlhf_kit.types import SampledUnits
 
 WIDE = GSPOOptions(clip_low=0.2, clip_high=0.3)
 
@@ -24,11 +25,11 @@ def test_by_hand() -> None:
     new = torch.tensor([[2.0, 0.5], [2.0, 2.0], [0.5, 9.0]]).log()
     advantages = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 9.0]])
     mask = torch.tensor([[True, True], [True, True], [True, False]])
-    inputs = PolicyLossInputs(new, torch.zeros(3, 2), advantages, mask)
+    inputs = made_up_policy_inputs(new, torch.zeros(3, 2), advantages, mask)
     output = GSPO(WIDE)(inputs)
     assert output.total.item() == pytest.approx(-1.0 - 1.3 + 0.8)
     assert output.stats["clip_fraction"].item() == 2
-    assert GSPO(WIDE).count(inputs).item() == 3
+    assert GSPO(WIDE).count(SampledUnits(mask, inputs.old_logprobs, inputs.group)).item() == 3
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -43,5 +44,5 @@ def test_against_loops(seed: int) -> None:
         a = sum(float(advantages[b, t]) for t in valid) / len(valid)
         s = math.exp(mean)
         total -= min(s * a, min(max(s, 0.8), 1.3) * a)
-    found = GSPO(WIDE)(PolicyLossInputs(new, old, advantages, mask)).total
+    found = GSPO(WIDE)(made_up_policy_inputs(new, old, advantages, mask)).total
     assert found.item() == pytest.approx(total, rel=1e-12)

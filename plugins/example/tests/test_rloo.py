@@ -8,6 +8,7 @@ from rlhf_kit_example.options import RLOOOptions
 from rlhf_kit_example.rloo import RLOO
 
 from rlhf_kit import RecipeError
+from rlhf_kit.testing import made_up_experience
 
 
 def test_conforms(check_advantage) -> None:
@@ -18,7 +19,9 @@ def test_by_hand() -> None:
     """Sums 1, 2, 6 for one prompt: minus the mean of the other two. 3 and 5 for another."""
     rewards = torch.tensor([[0.5, 0.5], [3.0, 0.0], [2.0, 9.0], [5.0, 0.0], [1.0, 5.0]])
     mask = torch.tensor([[True, True], [True, True], [True, False], [True, True], [True, True]])
-    found = RLOO(RLOOOptions())(rewards, None, mask, torch.tensor([7, 1, 7, 1, 7]))
+    found = RLOO(RLOOOptions())(
+        made_up_experience(rewards, mask, group=torch.tensor([7, 1, 7, 1, 7]))
+    )
     assert found.advantages.tolist() == [
         [-3.0, -3.0],
         [-2.0, -2.0],
@@ -31,7 +34,7 @@ def test_by_hand() -> None:
 
 def test_one_response_is_refused() -> None:
     with pytest.raises(RecipeError, match="set samples_per_prompt to 2 or more"):
-        RLOO(RLOOOptions())(torch.zeros(2, 1), None, torch.ones(2, 1).bool(), torch.tensor([0, 1]))
+        RLOO(RLOOOptions())(made_up_experience(torch.zeros(2, 1), torch.ones(2, 1).bool()))
 
 
 def test_the_gradient_is_unbiased(tabular_policy) -> None:
@@ -48,7 +51,8 @@ def test_the_gradient_is_unbiased(tabular_policy) -> None:
     first, second = torch.cartesian_prod(torch.arange(count), torch.arange(count)).T
     rows = torch.cat([first, second])
     group = torch.arange(count**2).repeat(2)
-    advantages = RLOO(RLOOOptions())(rewards[rows], None, mask[rows], group).advantages
+    experience = made_up_experience(rewards[rows], mask[rows], group=group)
+    advantages = RLOO(RLOOOptions())(experience).advantages
     weight = (probability[first] * probability[second]).detach().repeat(2) / 2
     surrogate = (weight * (advantages * logprobs[rows]).sum(1)).sum()
     (found,) = torch.autograd.grad(surrogate, tabular_policy.table)

@@ -31,7 +31,8 @@ from rlhf_kit.ops.sequence import (  # noqa: E402
     response_mask,
     with_place_after_end,
 )
-from rlhf_kit.types import PolicyLossInputs, ValueLossInputs  # noqa: E402
+from rlhf_kit.testing import made_up_policy_inputs  # noqa: E402
+from rlhf_kit.types import PolicyLossInputs, SampledUnits, ValueLossInputs  # noqa: E402
 
 B, R, STOP = 8, 10, 3
 CLIP = ClipOptions(clip_range=0.2)
@@ -192,7 +193,7 @@ def losses(seed: int) -> tuple[PolicyLossInputs, ValueLossInputs]:
     new = (old + 0.3 * step).requires_grad_()
     values = (old_values + 0.3 * value_step).requires_grad_()
     return (
-        PolicyLossInputs(new, old, advantages, mask),
+        made_up_policy_inputs(new, old, advantages, mask),
         ValueLossInputs(values, old_values, returns, with_place_after_end(mask)),
     )
 
@@ -254,13 +255,14 @@ def test_their_micro_batches_change_the_gradient(seed: int) -> None:
     def gradient(parts: list[slice]) -> Tensor:
         leaf = Parameter(policy.logprobs.detach().clone())
         batches = [
-            PolicyLossInputs(
+            made_up_policy_inputs(
                 leaf[rows], policy.old_logprobs[rows], policy.advantages[rows], policy.mask[rows]
             )
             for rows in parts
         ]
         step = Step(Optimizer([ParameterGroup([leaf], 1.0)]))
-        step.add({"policy": Term(PPOClip(CLIP))}, lambda batch: {"policy": batch}, batches)
+        term = Term(PPOClip(CLIP), lambda b: SampledUnits(b.mask, b.old_logprobs, b.group))
+        step.add({"policy": term}, lambda batch: {"policy": batch}, batches)
         assert leaf.grad is not None
         return leaf.grad
 

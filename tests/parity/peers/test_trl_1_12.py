@@ -37,7 +37,8 @@ from rlhf_kit.ops.kl import kl_penalised_rewards  # noqa: E402
 from rlhf_kit.ops.masking import masked_mean, masked_var, whiten  # noqa: E402
 from rlhf_kit.ops.returns import gae  # noqa: E402
 from rlhf_kit.ops.sequence import last_index, response_mask, with_place_after_end  # noqa: E402
-from rlhf_kit.types import PolicyLossInputs, ValueLossInputs  # noqa: E402
+from rlhf_kit.testing import made_up_policy_inputs  # noqa: E402
+from rlhf_kit.types import ValueLossInputs  # noqa: E402
 
 B, R, STOP, PAD = 8, 12, 3, 0
 # TRL corrects the variance by n / (n - 1) in float32, whatever the values are.
@@ -300,7 +301,7 @@ def test_the_trainers_losses(record: Record, rollout: Rollout, inner_epoch: int)
     moved = (logprobs - rollout.logprobs)[mask].abs().max() > 0.2
     assert moved == (inner_epoch == 1)
 
-    actor = PPOClip(clip)(PolicyLossInputs(logprobs, rollout.logprobs, advantages, mask))
+    actor = PPOClip(clip)(made_up_policy_inputs(logprobs, rollout.logprobs, advantages, mask))
     critic = ClippedValue(clip)(ValueLossInputs(values, rollout.values, returns, places))
     # The last eight means are of the two passes: value loss, clipped, policy loss, clipped.
     theirs = [ppo_trainer.masked_mean(x, m) for x, m in record.means[-8:]][4 * inner_epoch :][:4]

@@ -22,7 +22,7 @@ from trl import RewardConfig, RewardTrainer  # noqa: E402
 from trl.trainer.utils import selective_log_softmax  # noqa: E402
 
 from rlhf_kit.ops.logprobs import selected_logprobs, token_logprobs  # noqa: E402
-from rlhf_kit.types import PreferenceInputs  # noqa: E402
+from rlhf_kit.types import PreferenceInputs, Ranked  # noqa: E402
 
 V = 11
 Pairs = list[tuple[int, int]]  # (better, worse), as indices into flat scores
@@ -115,7 +115,7 @@ def our_loss(
     """Pairwise on [G, K], divided as the engine divides it, and its gradient."""
     leaf, loss = scores.clone().requires_grad_(), Pairwise(PairwiseOptions(margin=margin))
     inputs = PreferenceInputs(leaf, ranks, mask)
-    mean = loss(inputs).total / loss.count(inputs)
+    mean = loss(inputs).total / loss.count(Ranked(ranks, mask))
     return mean.detach(), torch.autograd.grad(mean, leaf)[0]
 
 
