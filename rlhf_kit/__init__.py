@@ -17,6 +17,7 @@ _PUBLIC = {
     "Part": "rlhf_kit.components",
     "RecipePath": "rlhf_kit.components",
     "StageRef": "rlhf_kit.components",
+    "block": "rlhf_kit.components",
     "in_recipe": "rlhf_kit.components",
     "slot": "rlhf_kit.components",
     "slots": "rlhf_kit.components",
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     )
     from rlhf_kit.components import (
         StageRef as StageRef,
+    )
+    from rlhf_kit.components import (
+        block as block,
     )
     from rlhf_kit.components import (
         in_recipe as in_recipe,

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -22,7 +23,7 @@ from pydantic import (
 )
 
 from rlhf_kit.errors import PluginError, did_you_mean
-from rlhf_kit.nested_defaults import over_defaults
+from rlhf_kit.option_fields import key_of, over_defaults
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ class Options(BaseModel):
     An option is part of the identity of a result: a stage runs again when one changes. One that
     is not says so in its type, :data:`Execution` or :data:`Observation`.
 
-    A nested block is laid over the default of its field: what it does not write stays as it was.
+    A nested block (:func:`block`) is laid over the default of its field: what it does not write
+    stays as it was.
     """
 
     model_config = ConfigDict(
@@ -83,7 +85,7 @@ class Options(BaseModel):
         Of a model or memory strategy: where one of them differs, the weights cannot be loaded, and
         a recipe that tries is refused. All of them, unless a strategy says otherwise.
         """
-        return frozenset(f.alias or n for n, f in type(self).model_fields.items())
+        return frozenset(key_of(n, f) for n, f in type(self).model_fields.items())
 
     def idle(self) -> Mapping[str, str]:
         """The options that another option makes idle: key -> why nothing reads it.
@@ -168,6 +170,26 @@ def slot(seam: str, *, use: str | None = None, description: str) -> Any:
 def slots(seam: str, *, description: str) -> Any:
     """Declare an options field of type ``dict[str, Part]``: several components of one ``seam``."""
     return Field(description=description, min_length=1, json_schema_extra={"seam": seam})
+
+
+def block(
+    default: Mapping[str, Any] | None = MappingProxyType({}),
+    *,
+    alias: str | None = None,
+    description: str,
+) -> Any:
+    """Declare an options field whose type is an options class: a block inside the block.
+
+    ``default`` is what holds where the recipe writes nothing, spelled as a recipe would: the keys
+    that differ from the defaults of the class, components of slots by name or as a block with
+    ``use``. What a recipe writes is laid over it. None, for a type that admits None: no block
+    unless one is written, and then one over the defaults of the class::
+
+        kl: KLOptions = block({"coef": 0.05, "controller": "adaptive"}, description="...")
+        ptx: PtxOptions | None = block(None, description="...")
+    """
+    value = None if default is None else dict(default)
+    return Field(value, alias=alias, description=description)
 
 
 def stage_ref(

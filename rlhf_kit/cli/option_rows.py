@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from rlhf_kit.components import Options, effect_of
-from rlhf_kit.nested_defaults import block_default, block_model
-from rlhf_kit.recipe.problems import key_of
+from rlhf_kit.option_fields import as_written, block_default, block_model, declared, key_of
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _LENGTHS = {"min_length": "length >=", "max_length": "length <=", "multiple_of": "multiple of"}
@@ -27,29 +26,32 @@ def option_rows(options: type[Options]) -> list[dict[str, str]]:
     hold there. ``effect`` says what a change does: "identity" makes another result, "execution"
     changes rounding at most, "observation" what is logged.
     """
-    return list(_rows(options, "", None, ()))
+    return list(_rows(options, "", {}, ()))
 
 
 def _rows(
-    model: type[BaseModel], prefix: str, block: BaseModel | None, around: tuple[type, ...]
+    model: type[BaseModel], prefix: str, block: Mapping[str, Any], around: tuple[type, ...]
 ) -> Iterator[dict[str, str]]:
-    """``block`` has the values that hold where nothing is written; None: the model's own."""
+    """``block`` has the values that hold instead of the model's own where nothing is written."""
     for name, field in model.model_fields.items():
-        key = prefix + key_of(name, field)
+        key = key_of(name, field)
         below = block_model(field)
         opened = below is not None and below not in around  # a model may hold itself
-        inner = getattr(block, name) if block is not None else block_default(field)
+        inner = as_written(block[key]) if key in block else block_default(field)
+        if opened:
+            default = _block_default(field, inner)
+        else:
+            default = _shown(block[key]) if key in block else _default(field)
         yield {
-            "key": key,
+            "key": prefix + key,
             "type": "block" if opened else _type(field),
-            "default": _block_default(field, inner) if opened else _default(field, block, inner),
+            "default": default,
             "range": _range(field),
             "effect": effect_of(model, name),
             "description": " ".join((field.description or "").split()),
         }
         if below is not None and opened:
-            start = inner if isinstance(inner, below) else None
-            yield from _rows(below, f"{key}.", start, (*around, model, below))
+            yield from _rows(below, f"{prefix}{key}.", inner or {}, (*around, model, below))
 
 
 def _block_default(field: FieldInfo, inner: Any) -> str:
@@ -59,12 +61,8 @@ def _block_default(field: FieldInfo, inner: Any) -> str:
     return "required" if field.is_required() else "null"
 
 
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-
-
 def _type(field: FieldInfo) -> str:
-    extra = _extra(field)
+    extra = declared(field)
     if "produces" in extra:
         return f"stage or folder with {extra['produces']}"
     if "seam" in extra:
@@ -102,11 +100,8 @@ def _name(annotation: Any) -> str:
     )
 
 
-def _default(field: FieldInfo, block: BaseModel | None, value: Any) -> str:
-    """``value`` is what ``block`` has there, if there is a block."""
-    if block is not None:
-        return _shown(value)
-    extra = _extra(field)
+def _default(field: FieldInfo) -> str:
+    extra = declared(field)
     if "seam" in extra and field.default is PydanticUndefined and field.default_factory is None:
         if extra.get("use"):
             return str(extra["use"])
@@ -122,6 +117,8 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping) and "use" in value:  # a slot's default with options of its own
+        return ", ".join([str(value["use"]), *(f"{k} {v}" for k, v in value.items() if k != "use")])
     return str(value) if isinstance(value, str | Path) else str(to_jsonable_python(value))
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_kit.components import Part, StageRef
+from rlhf_kit.option_fields import declared, key_of
 from rlhf_kit.recipe.document import Place
 from rlhf_kit.recipe.dump import plain
-from rlhf_kit.recipe.problems import Problems, key_of
+from rlhf_kit.recipe.problems import Problems
 from rlhf_kit.recipe.schema import Recipe, Stage
-from rlhf_kit.recipe.walk import parts_of
+from rlhf_kit.recipe.walk import blocks_of, parts_of
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,13 @@ class LoadedRef:
 
 
 def loaded_refs(stage: Stage) -> Iterator[LoadedRef]:
-    """The references of a stage, in its slots too, that are declared with ``loads_into``."""
+    """A stage's references that are declared with ``loads_into``, in its blocks and slots too."""
     for part in parts_of(stage.part):
-        for name, field in type(part.options).model_fields.items():
-            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            into, ref = extra.get("loads_into"), getattr(part.options, name)
-            if into is not None and isinstance(ref, StageRef):
-                place = (*part.key.split("."), key_of(name, field))
-                yield LoadedRef(place, ref, into == "own")
+        for place, block in blocks_of(part.options, tuple(part.key.split("."))):
+            for name, field in type(block).model_fields.items():
+                into, ref = declared(field).get("loads_into"), getattr(block, name)
+                if into is not None and isinstance(ref, StageRef):
+                    yield LoadedRef((*place, key_of(name, field)), ref, into == "own")
 
 
 def bound(part: Part) -> dict[str, Any]:

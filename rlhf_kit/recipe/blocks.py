@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rlhf_kit.components import Component, Options, Part, StageRef
 from rlhf_kit.errors import PluginError, RlhfKitError, did_you_mean
+from rlhf_kit.option_fields import admits, declared, key_of, laid_over
 from rlhf_kit.recipe.document import Document, Place, dotted
 from rlhf_kit.recipe.folders import stage_folder
-from rlhf_kit.recipe.problems import Problems, in_short, key_of, known_keys, unknown_key
+from rlhf_kit.recipe.problems import Problems, in_short, known_keys, unknown_key
+from rlhf_kit.recipe.walk import blocks_of
 from rlhf_kit.registry import Registry, article
 
 # Stands in for what could not be resolved, so that the options around it are checked all the same.
@@ -93,14 +95,7 @@ class Blocks:
     def _options(self, component: Component, block: dict[str, Any], place: Place) -> Options | None:
         model = component.options
         before = len(self.problems)
-        values = dict(block)
-        if model.model_config.get("extra") == "forbid":
-            known = known_keys(model)
-            for key in [key for key in block if key not in known]:
-                self.problems.add((*place, key), unknown_key(key, known))
-                del values[key]
-        for name, field in model.model_fields.items():
-            self._fill(values, key_of(name, field), field, place)
+        values = self._values(model, block, {}, place)
         try:
             options = model.model_validate(values, context={"base": self.document.base})
             if len(self.problems) == before:  # else what decides may be a stand-in
@@ -122,26 +117,50 @@ class Blocks:
                 )
         return None
 
+    def _values(
+        self,
+        model: type[BaseModel],
+        written: Mapping[str, Any],
+        default: Mapping[str, Any],
+        place: Place,
+    ) -> dict[str, Any]:
+        """``written`` over ``default``, with every slot and reference in it filled, at any depth.
+
+        What nothing knows is said and left out.
+        """
+        written = dict(written)
+        if model.model_config.get("extra") == "forbid":
+            known = known_keys(model)
+            for key in [key for key in written if key not in known]:
+                self.problems.add((*place, key), unknown_key(key, known))
+                del written[key]
+        values, below = laid_over(model, written, default)
+        for name, field in model.model_fields.items():
+            self._fill(values, key_of(name, field), field, place)
+        for key, inner in below.items():
+            at = (*place, key)
+            values[key] = self._values(inner.model, inner.written, inner.default, at)
+        return values
+
     def _refuse_idle(self, options: Options, block: dict[str, Any], place: Place) -> None:
         """Refuse what ``block`` writes and, as it is set up, nothing reads."""
-        for key, why in options.idle().items():
-            if key in block:
-                cause, _, remedy = why.partition("; ")
-                ways = f"remove it, or {remedy}" if remedy else "remove it"
-                self.problems.add((*place, key), f"nothing reads it: {cause}; {ways}")
-        for name, field in type(options).model_fields.items():
-            inner, key = getattr(options, name), key_of(name, field)
-            if isinstance(inner, Options) and isinstance(block.get(key), dict):
-                self._refuse_idle(inner, block[key], (*place, key))
+        for inside, inner in blocks_of(options):
+            if not isinstance(inner, Options):
+                continue
+            for key, why in inner.idle().items():
+                if _writes(block, (*inside, key)):
+                    cause, _, remedy = why.partition("; ")
+                    ways = f"remove it, or {remedy}" if remedy else "remove it"
+                    self.problems.add((*place, *inside, key), f"nothing reads it: {cause}; {ways}")
 
     def _fill(self, values: dict[str, Any], key: str, field: FieldInfo, place: Place) -> None:
         """Replace the value of a slot by Parts, and of a stage reference by a StageRef."""
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        extra = declared(field)
         at = (*place, key)
         if "produces" in extra:
-            if key in values and not (values[key] is None and _admits(field, type(None))):
+            if key in values and not (values[key] is None and admits(field, type(None))):
                 values[key] = self._ref(values[key], str(extra["produces"]), at)
-        elif "seam" in extra and _admits(field, dict):
+        elif "seam" in extra and admits(field, dict):
             if isinstance(values.get(key), dict):
                 seam = str(extra["seam"])
                 values[key] = {
@@ -152,7 +171,7 @@ class Blocks:
             use = extra.get("use")
             default = str(use) if use is not None else None
             if key in values and values[key] is None:
-                if not _admits(field, type(None)):
+                if not admits(field, type(None)):
                     self.problems.add(
                         at, f"is null; should be the name of {article(str(extra['seam']))}"
                     )
@@ -161,7 +180,7 @@ class Blocks:
                 # A data slot's default is an entry of `data:`, as a bare word in it would be.
                 block = values.get(key, default if extra["seam"] == "data" else {})
                 values[key] = self._slot(str(extra["seam"]), block, at, default) or _STAND_IN
-            elif _admits(field, type(None)):
+            elif admits(field, type(None)):
                 values[key] = None
             else:
                 self.problems.add(
@@ -227,9 +246,13 @@ class Blocks:
         return None
 
 
-def _admits(field: FieldInfo, kind: type) -> bool:
-    """Whether a field's type is ``kind`` or a union that has it."""
-    return any(
-        option is kind or typing.get_origin(option) is kind
-        for option in (field.annotation, *typing.get_args(field.annotation))
-    )
+def _writes(block: Any, place: Place) -> bool:
+    """Whether ``block`` has something written at ``place``."""
+    for key in place:
+        if isinstance(block, list) and key.isdigit():
+            block = block[int(key)]
+        elif isinstance(block, dict) and key in block:
+            block = block[key]
+        else:
+            return False
+    return True

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from rlhf_kit.components import Options, Part, StageRef
-from rlhf_kit.recipe.problems import key_of
+from rlhf_kit.option_fields import key_of
 from rlhf_kit.recipe.schema import Recipe
 
 

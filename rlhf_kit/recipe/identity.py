@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from rlhf_kit.components import Module, Options, Part, StageRef, effect_of
 from rlhf_kit.content import Contents, folder_hash
-from rlhf_kit.recipe.problems import key_of
+from rlhf_kit.option_fields import key_of
 from rlhf_kit.run_folder import METRICS, RECORD
 
 # What a stage folder holds besides its result.
@@ -90,7 +90,7 @@ def _value(value: Any, now: Contents, told: bool = False) -> Any:
     if isinstance(value, Module):
         return {"module": str(value), "source": now.source(value, whole_package=True)}
     if isinstance(value, BaseModel):
-        return _options(value, now)
+        return _options(value, now, told=told)
     if isinstance(value, dict):
         return {str(key): _value(item, now) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import typing
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from rlhf_kit.errors import PluginError, RecipeError, RlhfKitError, did_you_mean
+from rlhf_kit.option_fields import key_of, models_in
 from rlhf_kit.recipe.document import Document, Place, dotted
 
 
@@ -65,11 +64,6 @@ class Problems:
             # Several findings at one place are the branches of a union: say the input once.
             what = texts[0] + "".join(" or " + t.rpartition("should be ")[2] for t in texts[1:])
             self.add(at + place, what)
-
-
-def key_of(name: str, field: FieldInfo) -> str:
-    """The key of an option in a recipe: ``from`` for a field ``from_`` with that alias."""
-    return field.alias or name
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:
@@ -131,14 +125,8 @@ def _model_at(model: type[BaseModel], place: Place) -> type[BaseModel] | None:
         if key.isdigit():
             continue  # an item of a list of models
         fields = [f for n, f in model.model_fields.items() if key_of(n, f) == key]
-        inner = _models_in(fields[0].annotation) if fields else []
+        inner = models_in(fields[0].annotation) if fields else []
         if not inner:
             return None
         model = inner[0]
     return model
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for arg in typing.get_args(annotation) for model in _models_in(arg)]

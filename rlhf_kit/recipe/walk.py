@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlhf_kit.components import Part, StageRef
+from rlhf_kit.option_fields import key_of
+from rlhf_kit.recipe.document import Place
 
 
 def parts_of(part: Part) -> Iterator[Part]:
@@ -18,6 +20,23 @@ def parts_of(part: Part) -> Iterator[Part]:
 def stage_refs(part: Part) -> list[StageRef]:
     """Every stage or folder that ``part`` reads from, through slots and named data."""
     return list(dict.fromkeys(found for found in _walk(part) if isinstance(found, StageRef)))
+
+
+def blocks_of(value: Any, place: Place = ()) -> Iterator[tuple[Place, BaseModel]]:
+    """Yield the block ``value`` and every block inside it, at any depth, with their places.
+
+    A part is left out: its options are a block of its own.
+    """
+    if isinstance(value, BaseModel):
+        yield place, value
+        for name, field in type(value).model_fields.items():
+            yield from blocks_of(getattr(value, name), (*place, key_of(name, field)))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from blocks_of(item, (*place, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from blocks_of(item, (*place, str(index)))
 
 
 def _walk(value: Any) -> Iterator[Part | StageRef]:

@@ -34,6 +34,7 @@ _PUBLIC = {
     "enumerate_responses": "toy",
     "made_up_experience": "inputs",
     "made_up_policy_inputs": "inputs",
+    "hollow_part": "building",
     "made_up_samples": "toy",
 }
 
@@ -42,6 +43,7 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from rlhf_kit.testing.building import ToyContext as ToyContext
     from rlhf_kit.testing.building import build as build
+    from rlhf_kit.testing.building import hollow_part as hollow_part
     from rlhf_kit.testing.building import part as part
     from rlhf_kit.testing.components import check_component as check_component
     from rlhf_kit.testing.components import check_plugin as check_plugin

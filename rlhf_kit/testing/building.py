@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rlhf_kit.components import Component, Part, StageRef
 from rlhf_kit.context import construct
 from rlhf_kit.interfaces import Memory, Tokenizer
+from rlhf_kit.option_fields import over_defaults
+from rlhf_kit.testing.stand_ins import none_if_nothing, stand_in
 
 
 def _construct(part: Part, context: Any) -> Any:
@@ -54,16 +56,25 @@ class ToyContext:
 def part(component: Component, **options: Any) -> Part:
     """A part as a recipe's block would give it: validated options and a place in a file.
 
-    Slots that admit None are None unless given; other slots take a part made by this function.
+    Slots that admit None are None unless given, in nested blocks too; other slots take a part made
+    by this function: ``part(component, kl={"controller": part(adaptive, target=3.0)})``.
 
     Raises:
         pydantic.ValidationError: an unknown or invalid option.
     """
-    for name, field in component.options.model_fields.items():
-        is_slot = isinstance(field.json_schema_extra, dict) and "seam" in field.json_schema_extra
-        if is_slot and type(None) in get_args(field.annotation):
-            options.setdefault(name, None)
-    return Part(component, component.options(**options), "toy", component.name, "toy.yaml:1")
+    return _part(component, over_defaults(component.options, options, fill=none_if_nothing))
+
+
+def hollow_part(component: Component, **options: Any) -> Part:
+    """As ``part``, with a part of no component in every slot of which nothing is given.
+
+    For options that a test reads without building what they name.
+    """
+    return _part(component, over_defaults(component.options, options, fill=stand_in))
+
+
+def _part(component: Component, values: dict[str, Any]) -> Part:
+    return Part(component, component.options(**values), "toy", component.name, "toy.yaml:1")
 
 
 def build(component: Component, context: ToyContext | None = None, **options: Any) -> Any:

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from pydantic import ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from rlhf_kit.components import Component, Options
 from rlhf_kit.errors import PluginError
+from rlhf_kit.option_fields import block_model, declared, models_in, over_defaults
 from rlhf_kit.plugins import one_line
 from rlhf_kit.testing.sentences import require
+from rlhf_kit.testing.stand_ins import stand_in
 
 # What the core passes to a target, besides the options.
 _PASSED = {"context", "source"}
@@ -81,16 +83,37 @@ def _check_options(name: str, options: type[Options]) -> None:
         isinstance(options, type) and issubclass(options, Options),
         f"{name}: options should be a subclass of rlhf_kit.Options",
     )
-    for key, field in options.model_fields.items():
-        require(bool(field.description), f"{name}: option {key!r} has no description")
+    _check_fields(name, options, ())
     optional = {
         k: (f.annotation, f) for k, f in options.model_fields.items() if not f.is_required()
     }
+    # On their own: required options cannot be invented, and "give exactly one of" is fine.
+    defaults = create_model("Defaults", __base__=Options, **optional)  # type: ignore[call-overload]
     try:
-        # On their own: required options cannot be invented, and "give exactly one of" is fine.
-        create_model("Defaults", __base__=Options, **optional)()  # type: ignore[call-overload]
+        defaults(**over_defaults(defaults, {}, fill=stand_in))
     except ValidationError as error:
-        raise AssertionError(f"{name}: a default is not valid: {one_line(error)}") from error
+        # What a nested block requires may be left to the recipe.
+        wrong = [item for item in error.errors() if item["type"] != "missing"]
+        require(not wrong, f"{name}: a default is not valid: {one_line(error)}")
+
+
+def _check_fields(name: str, options: type[BaseModel], around: tuple[type, ...]) -> None:
+    """The fields of ``options`` and of the blocks inside it."""
+    for key, field in options.model_fields.items():
+        require(bool(field.description), f"{name}: option {key!r} has no description")
+        below = block_model(field)
+        if below is None:
+            require(
+                not any(_has_slots(model) for model in models_in(field.annotation)),
+                f"{name}: option {key!r} holds blocks with slots, of several kinds or in a list; "
+                "only a field of one block (or null) can have its slots filled",
+            )
+        elif issubclass(below, Options) and below not in around:  # a model may hold itself
+            _check_fields(f"{name}: {key}", below, (*around, options, below))
+
+
+def _has_slots(model: type[BaseModel]) -> bool:
+    return any(declared(field) for field in model.model_fields.values())
 
 
 def _check_target(name: str, component: Component) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from toys import ANSWERS, prompts, texts
 
-from rlhf_kit.components import Component, Part
+from rlhf_kit.components import Component
 from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.plugins import load_plugins
@@ -46,7 +46,7 @@ from rlhf_kit.testing import (
     check_policy_loss,
     check_preference_loss,
     check_value_loss,
-    part,
+    hollow_part,
 )
 from rlhf_kit.types import (
     ComparisonBatch,
@@ -258,10 +258,7 @@ def test_micro_batches_do_not_change_the_gradient(
 def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPtx:
     """PPO-ptx over a transformers model, whose steps have no length."""
     component = next(c for c in OWN if (c.seam, c.name) == ("stage", "ppo_ptx"))
-    nothing = part(Component("", "", ":", NoOptions))
-    fields = component.options.model_fields
-    slots = {name: nothing for name, field in fields.items() if field.annotation is Part}
-    chosen: Any = part(component, **slots, micro_batch=micro, value_coef=0.3).options
+    chosen: Any = hollow_part(component, micro_batch=micro, value_coef=0.3).options
     ptx = FixedPtx(FixedPtxOptions())
     ptx.coefficient = 1.7
     parts = PPOParts(

@@ -38,9 +38,8 @@ from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 
 from rlhf_kit import SamplingOptions
-from rlhf_kit.components import Component, Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, cosine
-from rlhf_kit.testing import TabularPolicy, part
+from rlhf_kit.testing import TabularPolicy, hollow_part
 from rlhf_kit.types import LossOutput, PolicyLossInputs, Prompts, SampledUnits, Samples, Sampling
 
 V = R = 3
@@ -145,10 +144,7 @@ class Run:
 def options(**changes: Any) -> PPOPtxOptions:
     """A stage's options, its slots filled with nothing: the parts are given beside them."""
     (component,) = [c for c in rlhf_components() if c.name == "ppo_ptx"]
-    nothing = part(Component("", "", ":", NoOptions))
-    fields = component.options.model_fields
-    slots = {name: nothing for name, field in fields.items() if field.annotation is Part}
-    chosen: Any = part(component, **slots, **changes).options
+    chosen: Any = hollow_part(component, **changes).options
     return chosen
 
 

@@ -17,6 +17,7 @@ from toy_runs import ppo_options
 from rlhf_kit import OptimizerOptions, Options
 from rlhf_kit.cli.option_rows import option_rows
 from rlhf_kit.errors import RecipeError
+from rlhf_kit.option_fields import block_model
 from rlhf_kit.recipe import filled, open_recipe
 
 
@@ -132,12 +133,15 @@ def test_writing_any_subset_of_the_defaults_changes_nothing() -> None:
     chance = random.Random(0)
     for model in (SFTOptions, PPOPtxOptions):
         for name in ("optimizer", "sampling"):
-            default = model.model_fields[name].default
+            field = model.model_fields[name]
+            kind = block_model(field)
+            assert kind is not None
+            default = kind(**field.default)
             whole = default.model_dump()
             for _ in range(20):
                 keys = [key for key in whole if chance.random() < 0.5]
                 cut = type(
-                    "Cut", (Options,), {"__annotations__": {name: type(default)}, name: default}
+                    "Cut", (Options,), {"__annotations__": {name: kind}, name: field.default}
                 )
                 found = cut(**{name: {key: whole[key] for key in keys}})
                 assert getattr(found, name) == default

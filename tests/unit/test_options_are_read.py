@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from rlhf_kit import OptimizerOptions, SamplingOptions
 from rlhf_kit.components import Component
+from rlhf_kit.option_fields import block_model
 from rlhf_kit.plugins import load_plugins
 from rlhf_kit.registry import Registry
 
@@ -27,7 +31,7 @@ def read_in(package: str) -> frozenset[str]:
     folder = Path(str(importlib.import_module(package).__file__)).parent
     names: set[str] = set()
     for file in folder.rglob("*.py"):
-        if file.name == "options.py":
+        if file.name in ("options.py", "stage_options.py"):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
@@ -43,3 +47,21 @@ def test_every_option_is_read(component: Component) -> None:
     unread = set(component.options.model_fields) - read_in(package)
     unread -= {"model", "memory"}  # of a stage: read by the core, rlhf_kit.recipe.schema
     assert not unread
+    for block in blocks_in(component.options):
+        # What the core offers to all, such as the options of an optimizer, it may read itself.
+        home = block.__module__.partition(".")[0]
+        assert not set(block.model_fields) - read_in(package) - read_in(home), block
+
+
+def blocks_in(options: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The blocks inside a block, at any depth."""
+    for field in options.model_fields.values():
+        below = block_model(field)
+        if below is not None:
+            yield below
+            yield from blocks_in(below)
+
+
+def test_blocks_are_found() -> None:
+    (ppo,) = [c for c in components() if c.name == "ppo_ptx"]
+    assert {OptimizerOptions, SamplingOptions} <= set(blocks_in(ppo.options))

@@ -20,11 +20,11 @@ from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from torch import Tensor
 
 from rlhf_kit import SamplingOptions
-from rlhf_kit.components import Component, Part
+from rlhf_kit.components import Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.streams import PromptStream
-from rlhf_kit.testing import TabularPolicy, part
+from rlhf_kit.testing import TabularPolicy, hollow_part
 from rlhf_kit.types import Advantages, Experience, Rollout, Samples
 
 
@@ -45,10 +45,7 @@ PROMPTS = PromptSet.of(ROWS, TOKENIZER)
 def ppo(**changes: Any) -> Part:
     """The stage's part, its slots filled with nothing in particular."""
     (component,) = [c for c in rlhf_components() if c.name == "ppo_ptx"]
-    nothing = part(Component("", "", ":", NoOptions))
-    fields = component.options.model_fields
-    slots = {name: nothing for name, field in fields.items() if field.annotation is Part}
-    return part(component, **slots, **changes)
+    return hollow_part(component, **changes)
 
 
 def test_each_prompt_is_repeated_in_a_group_of_its_own() -> None:

@@ -30,11 +30,10 @@ from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from rlhf_kit_policy_gradient.value import LinearValue
 from toys import merged, write_toy_recipe
 
-from rlhf_kit.components import Component
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
-from rlhf_kit.testing import part
+from rlhf_kit.testing import hollow_part
 
 STOPPING = """
 import rlhf_kit
@@ -136,13 +135,7 @@ def run_in_two(recipe: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPat
 def ppo_options(**changes: Any) -> PPOPtxOptions:
     """Options of the stage, whose slots name nothing in particular."""
     (component,) = [c for c in rlhf_components() if c.name == "ppo_ptx"]
-    nothing = part(Component("", "", ":", NoOptions))
-    slots = {
-        name: nothing
-        for name, field in component.options.model_fields.items()
-        if isinstance(field.json_schema_extra, dict) and "seam" in field.json_schema_extra
-    }
-    chosen: Any = part(component, **slots, **changes).options
+    chosen: Any = hollow_part(component, **changes).options
     return chosen
 
 

@@ -7,7 +7,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_kit import Observation, Options, Part, SamplingOptions, StageRef, slot, slots, stage_ref
+from rlhf_kit import (
+    Observation,
+    Options,
+    Part,
+    SamplingOptions,
+    StageRef,
+    block,
+    slot,
+    slots,
+    stage_ref,
+)
 
 
 class EvaluateOptions(Options):
@@ -33,7 +43,7 @@ class EvaluateOptions(Options):
     tie_margin: float = Field(0.0, ge=0, description="gold scores this close are a tie")
     pretraining_tokens: int = Field(8192, ge=64, description="how much text to measure on")
     pretraining_length: int = Field(256, ge=2, description="tokens of one text")
-    sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
+    sampling: SamplingOptions = block(description="how to sample")
     side_by_side: Observation[int] = Field(8, ge=0, description="how many pairs of samples to show")
 
     def idle(self) -> Mapping[str, str]:
@@ -64,4 +74,4 @@ class BestOfNOptions(Options):
     samples_per_prompt: int = Field(
         64, ge=2, description="samples of each prompt; the largest n is the last power of 2 in it"
     )
-    sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
+    sampling: SamplingOptions = block(description="how to sample")

@@ -14,6 +14,7 @@ from rlhf_kit import (
     Part,
     SamplingOptions,
     StageRef,
+    block,
     slot,
     stage_ref,
 )
@@ -68,11 +69,9 @@ class SFTOptions(Options):
     select_prompts: int = Field(
         64, ge=1, description="validation prompts that are answered after each epoch"
     )
-    sampling: SamplingOptions = Field(
-        SamplingOptions(), description="how to sample the answers that select_by scores"
-    )
-    optimizer: OptimizerOptions = Field(
-        OptimizerOptions(learning_rate=1.04e-5, schedule="cosine"),
+    sampling: SamplingOptions = block(description="how to sample the answers that select_by scores")
+    optimizer: OptimizerOptions = block(
+        {"learning_rate": 1.04e-5, "schedule": "cosine"},
         description="cosine to 10 % without warm-up; 1.04e-5 for 6B (app. C.3)",
     )
 
@@ -113,7 +112,7 @@ class CollectOptions(Options):
     )
     train_prompts: int | None = Field(None, ge=1, description="how many; null: all")
     validation_prompts: int | None = Field(None, ge=1, description="how many; null: all")
-    sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
+    sampling: SamplingOptions = block(description="how to sample")
 
 
 class RewardModelOptions(Options):
@@ -162,8 +161,8 @@ class RewardModelOptions(Options):
     clear_margin: float = Field(
         0.1, ge=0, description="also report accuracy on pairs whose gold scores differ this much"
     )
-    optimizer: OptimizerOptions = Field(
-        OptimizerOptions(learning_rate=9e-6, schedule="cosine"), description="9e-6 in the paper"
+    optimizer: OptimizerOptions = block(
+        {"learning_rate": 9e-6, "schedule": "cosine"}, description="9e-6 in the paper"
     )
 
     def idle(self) -> Mapping[str, str]:

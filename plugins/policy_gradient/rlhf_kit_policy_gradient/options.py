@@ -15,6 +15,7 @@ from rlhf_kit import (
     Part,
     SamplingOptions,
     StageRef,
+    block,
     slot,
     stage_ref,
 )
@@ -137,9 +138,9 @@ class PPOPtxOptions(Options):
     gate_skip: Observation[list[GateCheck]] = Field(
         [], description="checks of the gate to leave out"
     )
-    sampling: SamplingOptions = Field(SamplingOptions(), description="how to sample")
-    optimizer: OptimizerOptions = Field(
-        OptimizerOptions(learning_rate=5e-6, warmup_steps=80),
+    sampling: SamplingOptions = block(description="how to sample")
+    optimizer: OptimizerOptions = block(
+        {"learning_rate": 5e-6, "warmup_steps": 80},
         description="constant after a warm-up from a tenth over 10 rollouts (app. C.4): 80 "
         "optimizer steps at 512 / 64. The paper scans rates from 2.55e-6 to 2.55e-5 and does not "
         "say which it took",
