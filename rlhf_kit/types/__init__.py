@@ -3,7 +3,7 @@
 G prompts of a comparison batch, K completions of one prompt. Masks are bool, True = valid.
 """
 
-from rlhf_kit.types.activations import Activations
+from rlhf_kit.types.activations import Activations, PaddedTrunk, TrunkId
 from rlhf_kit.types.comparisons import ComparisonBatch, Comparisons, Ranked
 from rlhf_kit.types.losses import (
     LossOutput,
@@ -29,6 +29,7 @@ __all__ = [
     "NllInputs",
     "PPOBatch",
     "PackedTexts",
+    "PaddedTrunk",
     "PolicyLossInputs",
     "PolicyOutput",
     "PreferenceInputs",
@@ -40,6 +41,7 @@ __all__ = [
     "Sampling",
     "TextBatch",
     "Texts",
+    "TrunkId",
     "ValueLossInputs",
     "check_shape",
 ]

@@ -113,7 +113,7 @@ class Responses:
             logits = model(input_ids=torch.tensor(rows)).logits[:, -1]
             return torch.log_softmax(logits.double(), -1)
 
-        with torch.no_grad(), policy._active.decoding() as model:
+        with torch.no_grad(), policy._role.decoding() as model:
             first = following([prompt])[0]
             if self.length == 1:
                 return first

@@ -145,7 +145,7 @@ def test_full_has_a_model_for_each_role_and_no_other(
     assert models_alive(LlamaForCausalLM) - before == 1
     with policy.reference():
         assert models_alive(LlamaForCausalLM) - before == 2
-    reward = memory.reward_model(None)
+    reward = memory.scorer(None)
     assert models_alive(LlamaForCausalLM) - before == 3
     # Each is of its own, and the pretrained one.
     own, other = (list(x.state_dict().values()) for x in (policy, reward._role))
@@ -162,7 +162,7 @@ def test_full_from_folders_holds_no_pretrained_model(
     folder = trained_folder(context, tmp_path / "sft")
     before = models_alive(LlamaForCausalLM)
     memory = context.memory()
-    kept = [memory.policy(folder, trainable=False), memory.reward_model(folder)]
+    kept = [memory.policy(folder, trainable=False), memory.scorer(folder)]
     assert models_alive(LlamaForCausalLM) - before == len(kept)
 
 
@@ -177,7 +177,7 @@ def test_a_finished_stage_leaves_no_model(context_of: Callable[..., Any]) -> Non
 
 
 def _modules(policy: Any) -> list[nn.Module]:
-    with policy._trained.decoding() as model:
+    with policy._role.decoding() as model:
         return [model]
 
 
