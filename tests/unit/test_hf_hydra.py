@@ -32,8 +32,9 @@ def test_captured_trunk_is_the_recomputed_one(
     _, policy, samples = built(context_of("hydra", kind, trainable_layers=layers))
     again = policy._role.encode(samples.tokens, samples.token_mask)
     mask, trunk = samples.token_mask, samples.padded_trunk()
-    assert trunk is not None and trunk.shape == (*samples.tokens.shape, 32)
-    torch.testing.assert_close(trunk[mask], again[mask], rtol=1e-5, atol=1e-5)
+    assert trunk is not None and trunk.states.shape == (*samples.tokens.shape, 32)
+    assert trunk.origin == again.origin == policy._role.origin
+    torch.testing.assert_close(trunk.states[mask], again.states[mask], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         captured = policy.evaluate(samples).logprobs
         computed = policy.evaluate(replace(samples, trunk=None)).logprobs

@@ -56,8 +56,8 @@ def test_recomputation_runs_under_the_role_that_ran_forward(
     if last == "reward":
         total = total + reward.score(batch).sum()
     else:
-        with policy.reference(), torch.no_grad():
-            policy.next_token_logprobs(batch)
+        with torch.no_grad():
+            memory.reference(None).next_token_logprobs(batch)
     found = torch.autograd.grad(total, mine)
     assert max(g.abs().max() for g in wanted) > 1e-2
     for x, y in zip(found, wanted, strict=True):
@@ -74,8 +74,8 @@ def test_binding_leaves_what_is_trained(context_of: Callable[..., Any]) -> None:
 
     before = trained()
     assert {n.split(".")[-2] for n in before} == {"policy", "reward"}
-    with policy.reference(), torch.no_grad():
-        policy.next_token_logprobs(batch)
+    with torch.no_grad():
+        memory.reference(None).next_token_logprobs(batch)
         assert trained() == before
     reward.score(batch)
     policy.next_token_logprobs(batch)

@@ -18,7 +18,7 @@ from rlhf_kit_hf.role import Role
 
 
 class TransformersReference:
-    """Implements rlhf_kit.interfaces.Reference over any memory strategy. It has no state to save."""
+    """Implements rlhf_kit.interfaces.Reference over any memory strategy; has no state to save."""
 
     def __init__(self, role: Role, device: torch.device) -> None:
         self._role, self._device = role, device
