@@ -42,9 +42,14 @@ class Backbone:
     source: ModelSource
 
     @property
+    def model_key(self) -> str:
+        """The same for model blocks that mean the same."""
+        return _meaning(self.model)
+
+    @property
     def key(self) -> str:
         """The same for blocks that mean the same."""
-        return _meaning(self.model) + _meaning(self.memory)
+        return self.model_key + _meaning(self.memory)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -154,6 +159,9 @@ class StageContext:
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self._of(of).tokenizer
 
+    def same_model(self, of: StageRef | None) -> bool:
+        return self._of(of).model_key == self._backbone.model_key
+
     def _of(self, ref: StageRef | None) -> Backbone:
         return self._backbone if ref is None else self._run.backbone(ref.stage)
 
@@ -169,7 +177,7 @@ class StageContext:
 
     def memory(self, of: StageRef | None = None) -> Memory:
         backbone = self._of(of)
-        found = None if of is None else self._memories.get(backbone.key)
+        found = self._memories.get(backbone.key)
         if found is None:
             context = StageContext(self._run, self.stage, backbone)
             found = construct(backbone.memory, context, source=backbone.source)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_kit.errors import NumericsError, PluginError, RlhfKitError
-from rlhf_kit.interfaces import CompositeReward, Labeler, Memory, RewardFn
+from rlhf_kit.interfaces import (
+    CompositeReward,
+    Labeler,
+    Memory,
+    NeedsModels,
+    RewardFn,
+    RewardOfParts,
+)
 from rlhf_kit.types import Prompts, Samples
 from rlhf_kit.types.samples import Row
 
@@ -61,12 +68,12 @@ def score(
 
 def needs_models(part: Any) -> bool:
     """Whether ``part`` cannot work before weights may be loaded (see NeedsModels)."""
-    return bool(getattr(part, "needs_models", False))
+    return isinstance(part, NeedsModels) and part.needs_models
 
 
 def load_models(part: Any, memory: Memory) -> None:
     """Let a part that needs models load them."""
-    if needs_models(part):
+    if isinstance(part, NeedsModels) and part.needs_models:
         part.load(memory)
 
 
@@ -78,9 +85,9 @@ def probe(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
     """
-    parts = getattr(reward, "parts", None)
-    for key, part in parts.items() if isinstance(parts, Mapping) else ():
-        probe(part, rows, f"{name}.{key}")
+    if isinstance(reward, RewardOfParts):
+        for key, part in reward.parts.items():
+            probe(part, rows, f"{name}.{key}")
     if needs_models(reward):
         return
     score(reward, _made_up(rows), name)

@@ -6,19 +6,26 @@ from rlhf_kit.interfaces.control import KLController, PtxController
 from rlhf_kit.interfaces.data import DataSource
 from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import Loss, ObservingLoss
-from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource
+from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource, NeedsModels
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
-from rlhf_kit.interfaces.policy import Policy
-from rlhf_kit.interfaces.reward import CompositeReward, NeedsModels, RewardFn, RewardModel
+from rlhf_kit.interfaces.policy import Policy, Reference
+from rlhf_kit.interfaces.reward import (
+    CompositeReward,
+    ModelReward,
+    RewardFn,
+    RewardModel,
+    RewardOfParts,
+)
 from rlhf_kit.interfaces.stage import Stage, StageRun
 from rlhf_kit.interfaces.state import Stateful, Trainable
 from rlhf_kit.interfaces.tokenizer import Tokenizer
-from rlhf_kit.interfaces.value import ValueHead
+from rlhf_kit.interfaces.value import Critic, ValueHead
 
 __all__ = [
     "AdvantageEstimator",
     "CompositeReward",
     "Context",
+    "Critic",
     "DataSource",
     "Identified",
     "InvertibleNormalizer",
@@ -26,14 +33,17 @@ __all__ = [
     "Labeler",
     "Loss",
     "Memory",
+    "ModelReward",
     "ModelSource",
     "NeedsModels",
     "Normalizer",
     "ObservingLoss",
     "Policy",
     "PtxController",
+    "Reference",
     "RewardFn",
     "RewardModel",
+    "RewardOfParts",
     "Stage",
     "StageRun",
     "Stateful",

@@ -23,6 +23,12 @@ class Context(Protocol):
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         """Of the model of another stage; see ``memory``."""
 
+    def same_model(self, of: StageRef | None) -> bool:
+        """Whether the model of another stage is this stage's own: the same source of weights and
+
+        the same tokenizer, so that one's tokens are the other's. Their memory may differ.
+        """
+
     def build(self, part: Part) -> Any:
         """The object a nested part describes; a data entry shared by stages is built once."""
 
@@ -35,9 +41,10 @@ class Context(Protocol):
         A stage whose options have a slot ``model`` or ``memory`` uses its own there; what it does
         not have, and what a folder of another run was made with, is the recipe's.
 
+        Everyone in this stage who asks for the same model and memory blocks shares one object, as
+        long as somebody holds it: hold it beside what was built with it.
+
         Args:
-            of: None: a fresh one for this stage. Else one in which the artifact of that stage can
-                be loaded: the very object that this stage's own ``memory()`` gave last, where both
-                have the same blocks; otherwise one that is shared by everyone in this stage who
-                asks for those blocks, as long as somebody holds it.
+            of: None: over this stage's own blocks. Else one in which the artifact of that stage
+                can be loaded.
         """

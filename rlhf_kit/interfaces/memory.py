@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rlhf_kit.interfaces.policy import Policy
+from rlhf_kit.interfaces.policy import Policy, Reference
+from rlhf_kit.interfaces.reward import RewardModel
 from rlhf_kit.interfaces.tokenizer import Tokenizer
+from rlhf_kit.interfaces.value import Critic
 
 
 class ModelSource(Protocol):
@@ -26,22 +28,52 @@ class ModelSource(Protocol):
 class Memory(Protocol):
     """A memory strategy: builds the roles over one backbone, or over several.
 
-    ``start`` and ``reference`` are stage folders, or None for the pretrained model. A policy that
-    is ``trainable`` starts as a copy of ``start``; its reference is frozen. ``residual_dropout``
-    acts on its forward passes with gradients only.
+    ``start`` is a stage folder, or None for the pretrained model. What is ``trainable`` starts as a
+    copy of it.
     """
 
     def policy(
+        self, start: Path | None, *, trainable: bool = True, residual_dropout: float = 0.0
+    ) -> Policy:
+        """``residual_dropout`` acts on its forward passes with gradients only."""
+
+    def reference(self, start: Path | None) -> Reference:
+        """Frozen. Building one draws no random number that others would have drawn."""
+
+    def scorer(
         self,
         start: Path | None,
         *,
-        reference: Path | None = None,
+        pooling: str = "last",
+        init_std: float | None = None,
         trainable: bool = True,
-        residual_dropout: float = 0.0,
-    ) -> Policy: ...
+    ) -> RewardModel:
+        """One score per text.
 
-    def reward_model(self, start: Path | None, *, trainable: bool = True, **head: Any) -> Any:
-        """A RewardModel. A folder of kind "policy" gives a fresh head (options in ``head``)."""
+        Args:
+            start: a trained reward model comes with head and pooling of its own.
+            pooling: "last": the head reads the state of the last token; "mean": the average over
+                the response.
+            init_std: standard deviation of a fresh head's weights; None: 1/sqrt(H + 1).
+        """
+
+    def critic(self, start: Path | None, *, init_std: float = 0.0) -> Critic:
+        """Trainable values. ``start``: a reward model's folder, or a critic's, has a head; else
+
+        a fresh one is drawn, by default zero.
+        """
+
+
+@runtime_checkable
+class NeedsModels(Protocol):
+    """A part that may need weights: ``load`` is called once, when a stage starts to run."""
+
+    @property
+    def needs_models(self) -> bool:
+        """Whether it does; then it is not called before ``load``."""
+
+    def load(self, memory: Memory) -> None:
+        """``memory`` is the stage's own (see ``Context.memory``)."""
 
 
 @runtime_checkable

@@ -1,8 +1,7 @@
-"""The policy: samples, and gives an account of samples."""
+"""The policy: samples, and gives an account of samples; the reference gives an account alone."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
@@ -11,11 +10,8 @@ from rlhf_kit.interfaces.state import Trainable
 from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
 
 
-class Policy(Trainable, Protocol):
-    hidden_size: int
-
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        """Sample one response per prompt; stops after the first end-of-sequence token."""
+class Reference(Protocol):
+    """A frozen policy that others are compared with; any frozen Policy is one."""
 
     def evaluate(self, samples: Samples) -> PolicyOutput:
         """Log-probabilities [B, R] at the sampling temperature, and states [B, R, H].
@@ -26,5 +22,9 @@ class Policy(Trainable, Protocol):
     def next_token_logprobs(self, texts: TextBatch) -> Tensor:
         """[B, T-1] log-probabilities of tokens 1..T-1, zero where ``texts.predicted`` is False."""
 
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside, every method answers as the frozen reference policy."""
+
+class Policy(Reference, Trainable, Protocol):
+    hidden_size: int
+
+    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
+        """Sample one response per prompt; stops after the first end-of-sequence token."""

@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from rlhf_kit.interfaces.memory import Memory
 from rlhf_kit.interfaces.state import Trainable
-from rlhf_kit.types import PackedTexts, Samples, TextBatch
+from rlhf_kit.interfaces.tokenizer import Tokenizer
+from rlhf_kit.types import PackedTexts, Samples, TextBatch, TrunkId
 
 
 class RewardFn(Protocol):
-    """Optional: ``tokenizer`` (a Tokenizer) if it reads the text with one of its own, and ``dtype``
-
-    if it computes in a precision of its own; the gate before PPO's first update looks at both.
-    """
+    """Any function; see also ModelReward, CompositeReward and NeedsModels."""
 
     def __call__(self, samples: Samples) -> Tensor:
         """Scores [B], one per response, finite."""
@@ -25,11 +23,7 @@ class RewardFn(Protocol):
 
 @runtime_checkable
 class CompositeReward(Protocol):
-    """A reward made of several: each component is logged under its name.
-
-    It may have ``parts``, a mapping of name to RewardFn; those that need no models are then
-    tried before any model is loaded.
-    """
+    """A reward made of several numbers: each component is logged under its name."""
 
     def components(self, samples: Samples) -> Mapping[str, Tensor]:
         """name -> [B]"""
@@ -39,16 +33,42 @@ class CompositeReward(Protocol):
 
 
 @runtime_checkable
-class NeedsModels(Protocol):
-    """A part that may need weights: ``load`` is called once, when a stage starts to run."""
+class RewardOfParts(CompositeReward, Protocol):
+    """One whose components are rewards themselves: those that need no models are tried before any
 
-    needs_models: bool
+    model is loaded, and the gate before PPO's first update looks at each.
+    """
 
-    def load(self, memory: Memory) -> None: ...
+    @property
+    def parts(self) -> Mapping[str, RewardFn]: ...
+
+
+@runtime_checkable
+class ModelReward(Protocol):
+    """A reward that computes with a model of its own; for the gate before PPO's first update."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What it reads a text with."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What it computes in, once loaded."""
 
 
 class RewardModel(Trainable, Protocol):
-    """A trained (or to be trained) scalar scorer of whole texts; also a RewardFn."""
+    """A trained (or to be trained) scalar scorer of whole texts; also a RewardFn.
+
+    Whoever hands it activations of a trunk of another origin gets a ValueError.
+    """
+
+    @property
+    def origin(self) -> TrunkId | None:
+        """Of the kept activations that it reads; None: of none."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
 
     def encode(self, texts: PackedTexts) -> PackedTexts:
         """The same texts, with the activations of a frozen trunk where the strategy has one."""

@@ -41,6 +41,9 @@ class ToyContext:
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self.tokenizer
 
+    def same_model(self, of: StageRef | None) -> bool:
+        return True
+
     def build(self, part: Part) -> Any:
         return _construct(part, self)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class TabularPolicy:
         length: R, the longest response. In longer texts only the last R - 1 tokens are the prefix.
         dtype: float32 or float64, of the table and of every log-probability.
         scale: standard deviation of the initial logits; 0 is the uniform policy.
-        seed: of the initial logits. The reference starts, and stays, as a copy of them.
+        seed: of the initial logits, which its reference keeps.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class TabularPolicy:
         logits = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
         self.table = Parameter(logits.to(dtype))  # [hidden_size, V]
         self.reference_table = self.table.detach().clone()
-        self._active: Tensor = self.table
 
     def prefixes(self, tokens: Tensor) -> Tensor:
         """[B, T] tokens -> [B, T] int64: the row of the table that token t is drawn from."""
@@ -74,7 +73,7 @@ class TabularPolicy:
         done = torch.zeros(count, dtype=torch.bool)
         while tokens.shape[1] < sampling.max_new_tokens and not bool(done.all()):
             place = torch.cat([tokens, tokens.new_zeros((count, 1))], 1)
-            logits = self._active[self.prefixes(place)[:, -1]]  # [B, V]
+            logits = self.table[self.prefixes(place)[:, -1]]  # [B, V]
             chosen, _ = sample_tokens(logits, sampling.temperature, sampling.generator)
             chosen = torch.where(done, self.eos, chosen)
             tokens = torch.cat([tokens, chosen[:, None]], 1)
@@ -113,23 +112,20 @@ class TabularPolicy:
 
     def _account(self, tokens: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """[B, T] tokens -> log-probabilities [B, T] and states [B, T, hidden_size]."""
-        table = self._active
+        table = self.table
         tokens = tokens.clamp(0, self.vocabulary - 1)  # what stands in the padding is anything
         one_hot = torch.nn.functional.one_hot(self.prefixes(tokens), self.hidden_size)
         states = one_hot.to(table.dtype)
         return selected_logprobs(lambda h: h @ table, states, tokens, mask, temperature), states
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, every method answers as the frozen reference policy."""
-        previous, self._active = self._active, self.reference_table
-        try:
-            yield
-        finally:
-            self._active = previous
+    def reference(self) -> TabularPolicy:
+        """The policy as it was made, with nothing to train."""
+        frozen = copy.copy(self)
+        frozen.table = Parameter(self.reference_table, requires_grad=False)
+        return frozen
 
     def parameters(self) -> Iterable[Parameter]:
-        return [self.table]
+        return [self.table] if self.table.requires_grad else []
 
     def state_dict(self) -> dict[str, Any]:
         return {"table": self.table.detach().clone()}

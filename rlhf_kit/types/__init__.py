@@ -3,7 +3,7 @@
 G prompts of a comparison batch, K completions of one prompt. Masks are bool, True = valid.
 """
 
-from rlhf_kit.types.activations import Activations
+from rlhf_kit.types.activations import Activations, PaddedTrunk, TrunkId
 from rlhf_kit.types.comparisons import ComparisonBatch, Comparisons
 from rlhf_kit.types.experience import Experience
 from rlhf_kit.types.losses import (
@@ -37,6 +37,7 @@ __all__ = [
     "NllInputs",
     "PPOBatch",
     "PackedTexts",
+    "PaddedTrunk",
     "PairInputs",
     "PolicyLossInputs",
     "PolicyOutput",
@@ -50,6 +51,7 @@ __all__ = [
     "Sampling",
     "TextBatch",
     "Texts",
+    "TrunkId",
     "ValueLossInputs",
     "check_shape",
 ]

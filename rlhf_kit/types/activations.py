@@ -1,12 +1,43 @@
-"""Activations of a frozen trunk, kept without padding."""
+"""Activations of a frozen trunk, which say what they were computed with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrunkId:
+    """What activations depend on besides the tokens: alike in all three, they may be shared."""
+
+    backbone: str  # the frozen weights, for people and as a hash
+    depth: int  # how many layers lie below
+    dtype: str  # the precision of weights and arithmetic, such as "bfloat16"
+
+    def __str__(self) -> str:
+        return f"{self.backbone}, {self.depth} layers deep, {self.dtype}"
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedTrunk:
+    """The activations of a batch, aligned with its tokens; what stands in the padding is anything.
+
+    They are made for one forward pass; ``Activations`` keeps them.
+    """
+
+    states: Tensor  # [B, T, H]
+    origin: TrunkId
+
+    def __getitem__(self, index: Any) -> PaddedTrunk:
+        """Those at ``index``, as of a tensor."""
+        return replace(self, states=self.states[index])
+
+    def to(self, device: torch.device) -> PaddedTrunk:
+        return replace(self, states=self.states.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,20 +49,22 @@ class Activations:
     """
 
     rows: tuple[Tensor, ...]  # views of a few larger tensors; a selection copies nothing
+    origin: TrunkId
 
     @classmethod
-    def of(cls, activations: Tensor, mask: Tensor) -> Activations:
-        """Keep of ``activations`` [B, T, H] what ``mask`` [B, T] calls valid."""
-        return cls(activations[mask].split(mask.sum(1).tolist()))
+    def of(cls, trunk: PaddedTrunk, mask: Tensor) -> Activations:
+        """Keep of ``trunk`` what ``mask`` [B, T] calls valid."""
+        return cls(trunk.states[mask].split(mask.sum(1).tolist()), trunk.origin)
 
     @classmethod
-    def of_columns(cls, pieces: list[Tensor], mask: Tensor) -> Activations:
+    def of_columns(cls, pieces: list[Tensor], mask: Tensor, origin: TrunkId) -> Activations:
         """The same of neighbouring columns, as decoding yields them.
 
         Args:
             pieces: [B, T_p, H] each, together T columns wide. Emptied on the way, so that pieces
                 and result are never both whole in memory.
             mask: [B, T] bool.
+            origin: of the pieces.
         """
         lengths = mask.sum(1)
         places = (lengths.cumsum(0) - lengths)[:, None] + mask.cumsum(1) - 1  # [B, T]
@@ -44,21 +77,32 @@ class Activations:
             valid = mask[:, columns]
             flat[places[:, columns][valid]] = piece[valid]
             begin = columns.stop
-        return cls(flat.split(lengths.tolist()))
+        return cls(flat.split(lengths.tolist()), origin)
 
     @classmethod
     def join(cls, parts: Iterable[Activations]) -> Activations:
-        """The rows of several, one after the other."""
-        return cls(tuple(row for part in parts for row in part.rows))
+        """The rows of several, one after the other.
+
+        Raises:
+            ValueError: they are not of one origin.
+        """
+        parts = list(parts)
+        origins = {part.origin: None for part in parts}
+        if len(origins) != 1:
+            raise ValueError(
+                f"trunk: activations of {len(origins)} origins cannot be joined: "
+                f"{'; '.join(map(str, origins))}"
+            )
+        return cls(tuple(row for part in parts for row in part.rows), parts[0].origin)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def select(self, index: Sequence[int]) -> Activations:
-        return Activations(tuple(self.rows[i] for i in index))
+        return replace(self, rows=tuple(self.rows[i] for i in index))
 
-    def padded(self, mask: Tensor) -> Tensor:
-        """[B, T, H], a fresh tensor: row i laid where ``mask`` [B, T] is True, zero elsewhere.
+    def padded(self, mask: Tensor) -> PaddedTrunk:
+        """Fresh tensors: row i laid where ``mask`` [B, T] is True, zero elsewhere.
 
         Raises:
             ValueError: a row has not as many activations as its mask has places.
@@ -72,7 +116,7 @@ class Activations:
         found = self.rows[0].new_zeros((*mask.shape, self.rows[0].shape[1]))
         for i, row in enumerate(self.rows):
             found[i, mask[i]] = row.to(found.device)
-        return found
+        return PaddedTrunk(found, self.origin)
 
     def to(self, device: torch.device) -> Activations:
-        return Activations(tuple(row.to(device) for row in self.rows))
+        return replace(self, rows=tuple(row.to(device) for row in self.rows))

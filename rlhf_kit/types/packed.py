@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.activations import PaddedTrunk
 from rlhf_kit.types.shapes import width_of
 from rlhf_kit.types.texts import TextBatch
 
@@ -29,7 +30,7 @@ class PackedTexts:
     segment: Tensor  # [G, T] int64: 0 = prompt, k = completion k, counted from 1
     positions: Tensor  # [G, T] int64: the place of a token in its own text
     completions: int  # K, the most that a prompt of the whole data has; a selection keeps it
-    trunk: Tensor | None = None  # [G, T, H] activations of a frozen trunk
+    trunk: PaddedTrunk | None = None  # of the tokens, as packed
 
     @classmethod
     def of(
@@ -126,8 +127,13 @@ class PackedTexts:
         trunk = None if self.trunk is None else self.trunk[prompt, columns]
         return TextBatch(self.tokens[prompt, columns], mask, target, trunk), exists
 
-    def with_trunk(self, rows: Tensor) -> PackedTexts:
-        """With the activations [N, T', H] of the texts of ``unpacked``.
+    def per_text(self, x: Tensor) -> Tensor:
+        """``x`` [G, T, ...] of the tokens, laid out as the texts of ``unpacked``: [N, T', ...]."""
+        prompt, columns, _ = self._columns(self.lengths() > 0)
+        return x[prompt, columns]
+
+    def with_trunk(self, rows: PaddedTrunk) -> PackedTexts:
+        """With the activations of the N texts of ``unpacked``.
 
         Of the prompt, which every text repeats, those of the first text are kept.
         """
@@ -136,9 +142,9 @@ class PackedTexts:
         first = torch.ones_like(prompt, dtype=torch.bool)
         first[1:] = prompt[1:] != prompt[:-1]
         kept = mask & (first | (self.segment[prompt, columns] > 0))
-        trunk = rows.new_zeros((*self.tokens.shape, rows.shape[-1]))
-        trunk[prompt.expand_as(columns)[kept], columns[kept]] = rows[kept]
-        return replace(self, trunk=trunk)
+        states = rows.states.new_zeros((*self.tokens.shape, rows.states.shape[-1]))
+        states[prompt.expand_as(columns)[kept], columns[kept]] = rows.states[kept]
+        return replace(self, trunk=replace(rows, states=states))
 
     def _columns(self, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the tokens of the N texts stand: row [N, 1], column [N, T'], and which are valid"""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.types.activations import Activations
+from rlhf_kit.types.activations import Activations, PaddedTrunk, TrunkId
 from rlhf_kit.types.shapes import joined, width_of
 
 Row = dict[str, Any]
@@ -109,9 +109,18 @@ class Samples:
             for tokens, mask in zip(self.response_tokens, self.response_mask, strict=True)
         ]
 
-    def padded_trunk(self) -> Tensor | None:
-        """[B, T, H], aligned with ``tokens``, made anew by every call: nobody keeps the padding."""
+    def padded_trunk(self) -> PaddedTrunk | None:
+        """Aligned with ``tokens``, made anew by every call: nobody keeps the padding."""
         return None if self.trunk is None else self.trunk.padded(self.token_mask)
+
+    def read_by(self, origin: TrunkId | None) -> Samples:
+        """For who reads activations of ``origin``, None: of nothing; a foreign trunk is left out.
+
+        A role refuses a trunk that is not its own. What scores another model's samples says so
+        here, and the role computes its own from the tokens.
+        """
+        own = self.trunk is not None and self.trunk.origin == origin
+        return self if own else replace(self, trunk=None)
 
     def select(self, index: Tensor, columns: int = 0) -> Samples:
         """Rows ``index``, cut on both sides to the longest of them.

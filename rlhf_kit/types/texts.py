@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlhf_kit.types.activations import PaddedTrunk
 from rlhf_kit.types.losses import Masked
 from rlhf_kit.types.ragged import Ragged
 from rlhf_kit.types.shapes import width_of
@@ -25,7 +26,7 @@ class TextBatch:
     tokens: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool
     target: Tensor  # [B, T] bool
-    trunk: Tensor | None = None  # [B, T, H]
+    trunk: PaddedTrunk | None = None  # of the tokens
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

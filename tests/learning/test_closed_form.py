@@ -113,7 +113,7 @@ class Responses:
             logits = model(input_ids=torch.tensor(rows)).logits[:, -1]
             return torch.log_softmax(logits.double(), -1)
 
-        with torch.no_grad(), policy._active.decoding() as model:
+        with torch.no_grad(), policy._role.decoding() as model:
             first = following([prompt])[0]
             if self.length == 1:
                 return first
@@ -155,14 +155,15 @@ def test_ppo_comes_close_to_the_closed_form(
     context = trained(tmp_path, model_that_ends, memory, length, seed)
     reward = runpy.run_path(str(tmp_path / "reward.py"))["reward"]
     every = Responses(context.tokenizer, length, reward)
-    policy = context.memory().policy(tmp_path / "run" / "stages" / "ppo")
+    strategy = context.memory()
+    policy = strategy.policy(tmp_path / "run" / "stages" / "ppo")
+    reference = strategy.reference(None)
     begin = end = best = 0.0
     for text in PROMPTS[length]:
         prompt = context.tokenizer.prompt({"prompt": text})
         check_enumeration(policy, context.tokenizer, prompt, every)
         log_pi = every.logprobs(policy, prompt)
-        with policy.reference():
-            log_ref = every.logprobs(policy, prompt)
+        log_ref = every.logprobs(reference, prompt)
         assert log_ref.exp().sum().item() == pytest.approx(1.0, abs=1e-9)
         begin += (log_ref.exp() * every.rewards).sum().item()
         end += (log_pi.exp() * (every.rewards - BETA * (log_pi - log_ref))).sum().item()

@@ -256,13 +256,14 @@ def test_micro_batches_do_not_change_the_gradient(
 
 
 def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPtx:
-    """PPO-ptx over a transformers model, whose steps have no length."""
+    """PPO-ptx over a transformers model, whose steps have no length; nobody asks the reference."""
     component = next(c for c in OWN if (c.seam, c.name) == ("stage", "ppo_ptx"))
     chosen: Any = hollow_part(component, micro_batch=micro, value_coef=0.3).options
     ptx = FixedPtx(FixedPtxOptions())
     ptx.coefficient = 1.7
     parts = PPOParts(
         policy=policy,
+        reference=policy,
         value=value,
         reward=lambda samples: torch.zeros(len(samples)),
         advantage=GAE(GAEOptions()),

@@ -174,6 +174,7 @@ def ppo(
     given |= other
     parts = PPOParts(
         policy=policy,
+        reference=policy.reference(),
         reward=scorer(rewards),
         kl=kl,
         ptx=ptx,

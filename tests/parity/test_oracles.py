@@ -350,8 +350,7 @@ def test_the_ppo_gradient_is_that_of_the_objective(temperature: float, coefficie
         policy.table += 0.5 * draw(2, 13, 3)
     samples = policy.all_samples(temperature)
     mask, scores = samples.response_mask, draw(3, len(samples))
-    with policy.reference():
-        reference = policy.evaluate(samples).logprobs
+    reference = policy.reference().evaluate(samples).logprobs
 
     logprobs = policy.evaluate(samples).logprobs
     probability = logprobs.sum(1).exp()

@@ -32,7 +32,7 @@ def sampled(context: Any, policy: Any) -> Samples:
 
 def trained_reward_model(context: Any, folder: Path) -> None:
     """Weights and a head that are nobody else's."""
-    model = context.memory().reward_model(None)
+    model = context.memory().scorer(None)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -52,7 +52,7 @@ def test_it_starts_as_the_reward_model(
     strategy = context.memory()
     policy = strategy.policy(None)
     samples = sampled(context, policy)
-    reward = strategy.reward_model(tmp_path, trainable=False)
+    reward = strategy.scorer(tmp_path, trainable=False)
     critic = built(context, tmp_path, strategy)
     values = critic(torch.zeros(0), samples)
     assert values.shape == samples.response_mask.shape
@@ -82,7 +82,7 @@ def test_its_gradients_are_its_own(
     strategy = context.memory()
     policy = strategy.policy(None)
     samples = sampled(context, policy)
-    reward = strategy.reward_model(tmp_path / "rm", trainable=False)
+    reward = strategy.scorer(tmp_path / "rm", trainable=False)
     critic = built(context, tmp_path / "rm", strategy)
     scores, logprobs = reward(samples), policy.evaluate(samples).logprobs.detach()
     parameters = list(critic.parameters())

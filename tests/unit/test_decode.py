@@ -102,16 +102,16 @@ def test_the_cache_changes_nothing(
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer)
     seen: list[Tensor] = []
-    head = policy._trained.head
+    head = policy._role.head
 
     def listening(states: Tensor) -> Tensor:
         logits = head(states)
         seen.append(logits)
         return logits
 
-    policy._trained.head = listening
+    policy._role.head = listening
     samples = sample(policy, asked, 8, 1e-4, seed=1)
-    del policy._trained.head
+    del policy._role.head
     model = plain_model(toy_models(kind))
     decoded = torch.log_softmax(torch.stack(seen, 1), -1)  # [B, R, V]
     for i, (row, mask) in enumerate(zip(asked.tokens, asked.mask, strict=True)):

@@ -371,7 +371,8 @@ def test_several_faults_are_told_together(
 
 
 def setup_of(context: Any, **changes: Any) -> Setup:
-    policy = context.memory().policy(None)
+    strategy = context.memory()
+    policy, reference = strategy.policy(None), strategy.reference(None)
     samples = policy.generate(
         prompts(context.tokenizer), Sampling(6, 1.0, torch.Generator().manual_seed(4))
     )
@@ -379,7 +380,7 @@ def setup_of(context: Any, **changes: Any) -> Setup:
     def reward(seen: Any) -> Tensor:
         return torch.tensor([float(len(text)) for text in seen.responses])
 
-    setup = Setup(policy, None, reward, context.tokenizer, samples, True, 2)
+    setup = Setup(policy, reference, None, reward, context.tokenizer, samples, True, 2)
     return replace(setup, **changes)
 
 

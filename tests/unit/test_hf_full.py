@@ -36,7 +36,7 @@ def test_plain_transformers_loads_the_folder(
 def test_every_role_has_its_own_weights(context_of: Callable[..., Any]) -> None:
     context = context_of("full")
     memory = context.memory()
-    policy, reward = memory.policy(None), memory.reward_model(None)
+    policy, reward = memory.policy(None), memory.scorer(None)
     batch = texts(context.tokenizer, *ANSWERS)
     with torch.no_grad():
         before = reward.score(batch)

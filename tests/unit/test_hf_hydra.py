@@ -30,10 +30,11 @@ def test_captured_trunk_is_the_recomputed_one(
     context_of: Callable[..., Any], kind: str, layers: int
 ) -> None:
     _, policy, samples = built(context_of("hydra", kind, trainable_layers=layers))
-    again = policy._trained.encode(samples.tokens, samples.token_mask)
+    again = policy._role.encode(samples.tokens, samples.token_mask)
     mask, trunk = samples.token_mask, samples.padded_trunk()
-    assert trunk is not None and trunk.shape == (*samples.tokens.shape, 32)
-    torch.testing.assert_close(trunk[mask], again[mask], rtol=1e-5, atol=1e-5)
+    assert trunk is not None and trunk.states.shape == (*samples.tokens.shape, 32)
+    assert trunk.origin == again.origin == policy._role.origin
+    torch.testing.assert_close(trunk.states[mask], again.states[mask], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         captured = policy.evaluate(samples).logprobs
         computed = policy.evaluate(replace(samples, trunk=None)).logprobs
@@ -85,7 +86,7 @@ def test_only_the_branch_is_trained(context_of: Callable[..., Any]) -> None:
 def test_roles_do_not_share_a_branch(context_of: Callable[..., Any]) -> None:
     context = context_of("hydra")
     memory, policy, _ = built(context)
-    reward = memory.reward_model(None)
+    reward = memory.scorer(None)
     batch = texts(context.tokenizer, "Yes.", "No.")
     with torch.no_grad():
         before = reward.score(batch)

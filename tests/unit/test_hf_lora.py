@@ -38,8 +38,8 @@ def test_training_one_role_leaves_the_backbone_and_the_other_roles(
     context = context_of("lora")
     sft = trained_folder(context, tmp_path)
     memory = context.memory()
-    reward = memory.reward_model(sft)
-    policy = memory.policy(sft, reference=sft)
+    reward = memory.scorer(sft)
+    policy = memory.policy(sft)
     mine = {id(p) for p in policy.parameters()}
     before = {n: p.detach().clone() for n, p in memory._peft.named_parameters()}
     batch = texts(context.tokenizer, *ANSWERS)
@@ -55,7 +55,7 @@ def test_training_one_role_leaves_the_backbone_and_the_other_roles(
 
 def test_three_roles_cost_three_adapters(context_of: Callable[..., Any]) -> None:
     memory = context_of("lora", rank=2).memory()
-    policy, reward = memory.policy(None), memory.reward_model(None)
+    policy, reward = memory.policy(None), memory.scorer(None)
     # q, k, v, o, gate, up, down of 4 layers: rank * (inputs + outputs).
     layer = (32 + 32) + 2 * (32 + 16) + (32 + 32) + 3 * (32 + 64)
     assert sum(p.numel() for p in policy.parameters()) == 4 * 2 * layer
@@ -65,8 +65,8 @@ def test_three_roles_cost_three_adapters(context_of: Callable[..., Any]) -> None
         return {n.split(".")[-2] for n, _ in memory._peft.named_parameters() if "lora_" in n}
 
     assert names() == {"policy", "reward"}
-    with policy.reference():  # supervised stages never ask for one
-        assert names() == {"policy", "reference", "reward"}
+    memory.reference(None)  # supervised stages never ask for one
+    assert names() == {"policy", "reference", "reward"}
 
 
 @pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "all-linear"])

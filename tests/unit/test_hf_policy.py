@@ -139,21 +139,16 @@ def test_policy_is_its_reference_at_step_0_and_leaves_it_behind(
 ) -> None:
     context = context_of(memory)
     sft = trained_folder(context, tmp_path)
-    policy = context.memory().policy(sft, reference=sft)
+    strategy = context.memory()
+    policy, frozen = strategy.policy(sft), strategy.reference(sft)
     samples = sampled(context, policy)
-    before = logprobs(policy, samples)
-    with policy.reference():
-        reference = logprobs(policy, samples)
-        # Sampling under the reference is the reference's too.
-        again = sampled(context, policy)
+    before, reference = logprobs(policy, samples), logprobs(frozen, samples)
     assert torch.equal(before, reference)  # KL is 0, not merely small
-    assert torch.equal(again.tokens, samples.tokens)
-    base = logprobs(context.memory().policy(None), replace(samples, trunk=None))
+    base = logprobs(strategy.reference(None), samples)
     assert (base - reference).abs().max() > 0.1  # "adapter off = base, not SFT"
 
     train(policy, texts(context.tokenizer, *ANSWERS))
-    with policy.reference():
-        assert torch.equal(logprobs(policy, samples), reference)
+    assert torch.equal(logprobs(frozen, samples), reference)
     assert (logprobs(policy, samples) - before).abs().max() > 1e-4
 
 
@@ -164,7 +159,8 @@ def test_asking_the_reference_does_not_disturb_a_gradient(
     """Roles share a backbone: switching to another must not lose what is being trained."""
     context = context_of(memory)
     sft = trained_folder(context, tmp_path)
-    policy = context.memory().policy(sft, reference=sft)
+    strategy = context.memory()
+    policy, reference = strategy.policy(sft), strategy.reference(sft)
     samples = sampled(context, policy)
     gradients = []
     for ask in (False, True):
@@ -173,8 +169,7 @@ def test_asking_the_reference_does_not_disturb_a_gradient(
             p.grad = None
         total = policy.evaluate(samples).logprobs.sum()
         if ask:
-            with policy.reference():
-                logprobs(policy, samples)
+            logprobs(reference, samples)
         total.backward()
         gradients.append([p.grad for p in parameters])
     assert any(g.abs().max() > 0 for g in gradients[0])

@@ -43,7 +43,7 @@ def test_score_is_independent_of_padding_and_of_the_batch(
     context_of: Callable[..., Any], memory: str, kind: str, pooling: str
 ) -> None:
     context = context_of(memory, kind)
-    model = context.memory().reward_model(None, pooling=pooling)
+    model = context.memory().scorer(None, pooling=pooling)
     batch = texts(context.tokenizer, *ANSWERS)
     with torch.no_grad():
         together = model.score(batch)
@@ -62,7 +62,7 @@ def test_samples_score_as_their_texts(
     """What PPO scores (left-padded, with a captured trunk) is what was trained (right-padded)."""
     context = context_of(memory)
     strategy = context.memory()
-    model = strategy.reward_model(None, pooling=pooling)
+    model = strategy.scorer(None, pooling=pooling)
     policy = strategy.policy(None, trainable=False)
     sampling = Sampling(10, generator=torch.Generator().manual_seed(2))
     samples: Samples = policy.generate(prompts(context.tokenizer), sampling)
@@ -82,7 +82,7 @@ def test_samples_score_as_their_texts(
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_save_and_load(context_of: Callable[..., Any], tmp_path: Path, memory: str) -> None:
     context = context_of(memory)
-    model = context.memory().reward_model(None, pooling="mean")
+    model = context.memory().scorer(None, pooling="mean")
     batch = texts(context.tokenizer, *ANSWERS)
     fresh = model.score(batch)
     fresh.sum().backward()
@@ -97,7 +97,7 @@ def test_save_and_load(context_of: Callable[..., Any], tmp_path: Path, memory: s
     torch.testing.assert_close(expected, unshifted - 0.75)
     assert not torch.allclose(expected, fresh - 0.75, atol=0.01)  # more than the bias has moved
     model.save(tmp_path)
-    loaded = context.memory().reward_model(tmp_path, trainable=False)
+    loaded = context.memory().scorer(tmp_path, trainable=False)
     assert list(loaded.parameters()) == [] or not any(p.requires_grad for p in loaded.parameters())
     assert loaded.pooling == "mean"
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_a_policy_folder_gives_its_body_and_a_fresh_head(
     scores = []
     for start in (tmp_path, tmp_path, None):
         torch.manual_seed(11)
-        model = context.memory().reward_model(start)
+        model = context.memory().scorer(start)
         torch.manual_seed(12)
         torch.nn.init.normal_(model._head.weight)  # the same head on all bodies
         with torch.no_grad():
@@ -134,9 +134,9 @@ def test_head_at_the_start(context_of: Callable[..., Any]) -> None:
     """Std 1/sqrt(H + 1), or what the recipe says."""
     context = context_of("full")
     memory = context.memory()
-    weights = torch.cat([memory.reward_model(None)._head.weight for _ in range(20)])
+    weights = torch.cat([memory.scorer(None)._head.weight for _ in range(20)])
     assert weights.std().item() == pytest.approx(1 / math.sqrt(33), rel=0.1)
-    zero = memory.reward_model(None, init_std=0.0)
+    zero = memory.scorer(None, init_std=0.0)
     assert (zero.score(texts(context.tokenizer, *ANSWERS)) == 0).all()
 
 
@@ -149,14 +149,14 @@ def test_two_reward_models_side_by_side(
     batch = texts(context.tokenizer, *ANSWERS)
     expected = []
     for name in ("first", "second"):
-        model = context.memory().reward_model(None)
+        model = context.memory().scorer(None)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
             expected.append(model.score(batch))
         model.save(tmp_path / name)
     shared = context.memory()
-    models = [shared.reward_model(tmp_path / n, trainable=False) for n in ("first", "second")]
+    models = [shared.scorer(tmp_path / n, trainable=False) for n in ("first", "second")]
     with torch.no_grad():
         found = [model.score(batch) for model in models]
     for got, wanted in zip(found, expected, strict=True):

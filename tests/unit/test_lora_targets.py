@@ -47,17 +47,17 @@ def test_recomputation_runs_under_the_role_that_ran_forward(
     """Between forward and backward another role of the same backbone answers."""
     context = context_of("lora", rank=4, target_modules=HEADED)
     memory, batch = context.memory(), many(context)
-    policy, reward = memory.policy(None), memory.reward_model(None)
+    policy, reward = memory.policy(None), memory.scorer(None)
     mine = list(policy.parameters())
     shaken(mine, 1)
     shaken(list(reward._role.parameters()), 2)
-    wanted = torch.autograd.grad(plain_loss(policy._active, batch), mine)
+    wanted = torch.autograd.grad(plain_loss(policy._role, batch), mine)
     total = policy.next_token_logprobs(batch).sum()
     if last == "reward":
         total = total + reward.score(batch).sum()
     else:
-        with policy.reference(), torch.no_grad():
-            policy.next_token_logprobs(batch)
+        with torch.no_grad():
+            memory.reference(None).next_token_logprobs(batch)
     found = torch.autograd.grad(total, mine)
     assert max(g.abs().max() for g in wanted) > 1e-2
     for x, y in zip(found, wanted, strict=True):
@@ -67,15 +67,15 @@ def test_recomputation_runs_under_the_role_that_ran_forward(
 def test_binding_leaves_what_is_trained(context_of: Callable[..., Any]) -> None:
     context = context_of("lora", target_modules=HEADED)
     memory, batch = context.memory(), texts(context.tokenizer, *ANSWERS)
-    policy, reward = memory.policy(None), memory.reward_model(None)
+    policy, reward = memory.policy(None), memory.scorer(None)
 
     def trained() -> set[str]:
         return {n for n, p in memory._peft.named_parameters() if p.requires_grad}
 
     before = trained()
     assert {n.split(".")[-2] for n in before} == {"policy", "reward"}
-    with policy.reference(), torch.no_grad():
-        policy.next_token_logprobs(batch)
+    with torch.no_grad():
+        memory.reference(None).next_token_logprobs(batch)
         assert trained() == before
     reward.score(batch)
     policy.next_token_logprobs(batch)
@@ -143,7 +143,7 @@ def test_a_role_saves_its_own_adapter_only(
 
     context = context_of("lora", rank=4, target_modules=modules)
     memory, batch = context.memory(), texts(context.tokenizer, *ANSWERS)
-    models = [memory.reward_model(None) for _ in range(3)]
+    models = [memory.scorer(None) for _ in range(3)]
     for seed, model in enumerate(models):
         shaken(list(model.parameters()), seed)
         (tmp_path / str(seed)).mkdir()
@@ -155,7 +155,7 @@ def test_a_role_saves_its_own_adapter_only(
         tensors = load_file(folder / "adapter_model.safetensors")
         assert len(tensors) == len(list(models[seed]._role.parameters()))
         with torch.no_grad():
-            assert torch.equal(context.memory().reward_model(folder).score(batch), scores)
+            assert torch.equal(context.memory().scorer(folder).score(batch), scores)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def saved(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 def loads(folder: Path, recipe: Any, tmp_path: Path) -> bool:
     context = StageContext(RunContext(recipe, tmp_path / "run"), "sft")
     try:
-        model = context.memory().reward_model(folder)
+        model = context.memory().scorer(folder)
         model.score(texts(context.tokenizer, *ANSWERS))
     except RecipeError:
         return False

@@ -143,14 +143,16 @@ def test_full_has_a_model_for_each_role_and_no_other(
     memory = context.memory()
     policy = memory.policy(None)
     assert models_alive(LlamaForCausalLM) - before == 1
-    with policy.reference():
-        assert models_alive(LlamaForCausalLM) - before == 2
-    reward = memory.reward_model(None)
+    reference = memory.reference(None)
+    assert models_alive(LlamaForCausalLM) - before == 2
+    reward = memory.scorer(None)
     assert models_alive(LlamaForCausalLM) - before == 3
     # Each is of its own, and the pretrained one.
-    own, other = (list(x.state_dict().values()) for x in (policy, reward._role))
-    assert all(torch.equal(a, b) and a is not b for a, b in zip(own, other, strict=True))
-    assert len({x.data_ptr() for x in (*own, *other)}) == len(own) + len(other)
+    roles = (policy._role, reference._role, reward._role)
+    own, *others = (list(role.state_dict().values()) for role in roles)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+    assert len({x.data_ptr() for tensors in (own, *others) for x in tensors}) == 3 * len(own)
 
 
 def test_full_from_folders_holds_no_pretrained_model(
@@ -162,7 +164,7 @@ def test_full_from_folders_holds_no_pretrained_model(
     folder = trained_folder(context, tmp_path / "sft")
     before = models_alive(LlamaForCausalLM)
     memory = context.memory()
-    kept = [memory.policy(folder, trainable=False), memory.reward_model(folder)]
+    kept = [memory.policy(folder, trainable=False), memory.scorer(folder)]
     assert models_alive(LlamaForCausalLM) - before == len(kept)
 
 
@@ -177,7 +179,7 @@ def test_a_finished_stage_leaves_no_model(context_of: Callable[..., Any]) -> Non
 
 
 def _modules(policy: Any) -> list[nn.Module]:
-    with policy._trained.decoding() as model:
+    with policy._role.decoding() as model:
         return [model]
 
 

@@ -161,10 +161,10 @@ def test_selections_share_the_trunk(sampled: tuple[Any, Samples]) -> None:
     assert joined.trunk is not None
     assert [row.data_ptr() for row in joined.trunk.rows][:2] == found
     padded = chosen.padded_trunk()
-    assert padded is not None and padded.shape == (*chosen.tokens.shape, WIDTH)
+    assert padded is not None and padded.states.shape == (*chosen.tokens.shape, WIDTH)
     for i, mask in enumerate(chosen.token_mask):
-        assert torch.equal(padded[i][mask], chosen.trunk.rows[i])
-        assert not padded[i][~mask].any()
+        assert torch.equal(padded.states[i][mask], chosen.trunk.rows[i])
+        assert not padded.states[i][~mask].any()
 
 
 def test_a_trunk_of_other_tokens_is_refused(sampled: tuple[Any, Samples]) -> None:

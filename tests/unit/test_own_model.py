@@ -82,7 +82,7 @@ def own_blocks(model: Path, memory: str = "full") -> dict[str, Any]:
 def trained(run: RunContext) -> Path:
     """What a reward_model stage leaves, with weights moved off the pretrained ones."""
     context = StageContext(run, "reward_model")
-    model = context.memory().reward_model(None)
+    model = context.memory().scorer(None)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -169,7 +169,7 @@ def test_on_the_policys_backbone_it_reads_the_policys_samples(
     reward.load(own)
     assert reward._memory is own
     samples = sampled(own, context.tokenizer)
-    expected = own.reward_model(run.stage_folder("reward_model"), trainable=False)(samples)
+    expected = own.scorer(run.stage_folder("reward_model"), trainable=False)(samples)
     torch.testing.assert_close(reward(samples), expected, rtol=0, atol=1e-5)
     calls: list[int] = []
     lowest = lowest_layer(reward)
@@ -204,7 +204,7 @@ def test_on_another_backbone_it_scores_the_text(
 
     # By hand: each text alone, in the other model's tokens, on a memory of its own.
     plain = StageContext(run, "reward_model")
-    model = plain.memory().reward_model(folder, trainable=False)
+    model = plain.memory().scorer(folder, trainable=False)
     for i, text in enumerate(samples.responses):
         begin = plain.tokenizer.prompt(samples.rows[i])
         end = plain.tokenizer.text(text)
@@ -282,10 +282,10 @@ def test_a_folder_of_another_run_is_on_the_recipes_model(
     context = StageContext(run, "reward_model")
     memory = context.memory(ref)
     assert type(memory.load()).__name__ == "LlamaForCausalLM"  # type: ignore[attr-defined]
-    memory.reward_model(ref.folder, trainable=False)
+    memory.scorer(ref.folder, trainable=False)
     foreign = run_context(write_toy_recipe(tmp_path / "c", other_model, "lora"))
     with pytest.raises(RecipeError) as caught:
-        StageContext(foreign, "ppo").memory(ref).reward_model(ref.folder)
+        StageContext(foreign, "ppo").memory(ref).scorer(ref.folder)
     ours, theirs = (
         json.loads((trained(r) / "memory.json").read_text())["backbone"]
         for r in (foreign, elsewhere)

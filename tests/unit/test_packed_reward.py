@@ -82,7 +82,7 @@ def test_packed_is_separate(
     pooling: str,
 ) -> None:
     context = context_of(memory, kind)
-    model = moved(context.memory().reward_model(None, pooling=pooling))
+    model = moved(context.memory().scorer(None, pooling=pooling))
     texts = packed(context.tokenizer)
     rows, exists = texts.unpacked()
     alone = model.score(rows)  # one row per completion, and nothing that knows of packing
@@ -114,7 +114,7 @@ def test_packed_is_separate(
 @pytest.mark.parametrize("memory", ["full", "hydra"])
 def test_batches_of_any_width_give_the_same(context_of: Callable[..., Any], memory: str) -> None:
     context = context_of(memory)
-    model = context.memory().reward_model(None)
+    model = context.memory().scorer(None)
     texts = packed(context.tokenizer)
     with torch.no_grad():
         whole = model.compare(texts)
@@ -129,7 +129,7 @@ def test_a_row_may_be_longer_than_the_context(
 ) -> None:
     """Positions start again with every completion, so learned ones suffice."""
     context = context_of("full", "gpt2")
-    model = context.memory().reward_model(None)
+    model = context.memory().scorer(None)
     prompt = list(range(3, 43))
     answers = [[(7 * k + i) % VOCABULARY for i in range(40)] for k in range(8)]
     texts = PackedTexts.of([prompt], [answers], pad=0)
@@ -168,7 +168,7 @@ def test_an_attention_that_cannot_falls_back(
     context_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, memory: str, refuses: bool
 ) -> None:
     context = context_of(memory)
-    model = context.memory().reward_model(None)
+    model = context.memory().scorer(None)
     texts = packed(context.tokenizer)
     packs(monkeypatch, True)
     with torch.no_grad():

@@ -13,7 +13,9 @@ from rlhf_kit.ops.sequence import pad
 from rlhf_kit.stagekit.batches import answered, read_comparisons, text_blocks
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
-from rlhf_kit.types import Activations, PackedTexts, Ragged
+from rlhf_kit.types import Activations, PackedTexts, PaddedTrunk, Ragged, TrunkId
+
+ORIGIN = TrunkId("toy", 2, "float32")
 
 
 class Letters:
@@ -79,8 +81,10 @@ def test_activations_come_back_where_they_were(seed: int) -> None:
     whole = torch.randn((rows, left + right, 3), generator=drawn)
     wanted = torch.where(mask[..., None], whole, 0.0)
     pieces = [whole[:, :left].clone(), *(whole[:, i : i + 1] for i in range(left, left + right))]
-    for found in (Activations.of(whole, mask), Activations.of_columns(pieces, mask)):
-        assert torch.equal(found.padded(mask), wanted)
+    at_once = Activations.of(PaddedTrunk(whole, ORIGIN), mask)
+    for found in (at_once, Activations.of_columns(pieces, mask, ORIGIN)):
+        assert torch.equal(found.padded(mask).states, wanted)
+        assert found.origin == found.padded(mask).origin == ORIGIN
         storage = found.rows[0].untyped_storage()
         assert storage.nbytes() == 4 * 3 * int(mask.sum())
         assert all(row.untyped_storage().data_ptr() == storage.data_ptr() for row in found.rows)
@@ -93,7 +97,7 @@ def test_columns_and_rows_are_never_both_whole() -> None:
         pieces = [torch.ones((8, 1, 64)) for _ in range(100)]
         size = 8 * 100 * 64 * 4
         assert memory.bytes == size
-        found = Activations.of_columns(pieces, mask)
+        found = Activations.of_columns(pieces, mask, ORIGIN)
         assert memory.peak <= 2.1 * size  # gathered in one tensor first, it would be three
         del pieces
         assert len(found) == 8

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def saved(context: Any, folder: Path) -> TextBatch:
-    model = context.memory().reward_model(None, pooling="mean")
+    model = context.memory().scorer(None, pooling="mean")
     model.shift(-0.5)
     batch = texts(context.tokenizer, *ANSWERS)
     model.save(folder, proof=batch)
@@ -39,7 +39,7 @@ def test_proof_holds_what_was_scored(
     assert content["mask"] == batch.mask.long().tolist()
     assert content["target"] == batch.target.long().tolist()
     assert (content["dtype"], content["device"]) == ("float32", "cpu")
-    loaded = context.memory().reward_model(tmp_path, trainable=False)
+    loaded = context.memory().scorer(tmp_path, trainable=False)
     with torch.no_grad():
         scores = loaded.score(batch)
     assert scores.tolist() == pytest.approx(content["scores"], abs=1e-5)
@@ -57,13 +57,13 @@ def test_other_weights_are_refused(
     weights = load_file(path)
     save_file({k: v + 0.05 for k, v in weights.items()}, path, metadata={"format": "pt"})
     with pytest.raises(NumericsError, match=rf"{tmp_path}: .* by up to \d"):
-        context.memory().reward_model(tmp_path)
+        context.memory().scorer(tmp_path)
 
 
 def test_a_folder_without_a_proof_loads(context_of: Callable[..., Any], tmp_path: Path) -> None:
     context = context_of("full")
-    context.memory().reward_model(None).save(tmp_path)
-    context.memory().reward_model(tmp_path)
+    context.memory().scorer(None).save(tmp_path)
+    context.memory().scorer(tmp_path)
     assert not (tmp_path / PROOF).exists()
 
 

@@ -60,7 +60,7 @@ def test_demonstrations_average_zero(toy_model: Path, tmp_path: Path, memory: st
     folder = run(path, tmp_path / "run")
     resolved, _, _ = open_recipe(path)
     context = StageContext(RunContext(resolved, tmp_path / "other"), "reward_model")
-    model = context.memory().reward_model(folder, trainable=False)
+    model = context.memory().scorer(folder, trainable=False)
     rows = [
         json.loads(line)
         for line in (tmp_path / "project" / "demonstrations.jsonl").read_text().splitlines()
@@ -150,4 +150,4 @@ def test_another_head_is_refused_by_the_next_stage(toy_model: Path, tmp_path: Pa
     resolved, _, _ = open_recipe(path)
     memory = StageContext(RunContext(resolved, tmp_path / "other"), "reward_model").memory()
     with pytest.raises(NumericsError, match="reward model scores its own proof"):
-        memory.reward_model(folder)
+        memory.scorer(folder)

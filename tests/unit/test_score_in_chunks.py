@@ -43,7 +43,7 @@ class Scripted:
             mask[row, :length] = True
         samples = Samples(given, tokens, mask, finished, sampling.temperature, self._decode)
         # As a decoder that captures the trunk would.
-        trunk = self._policy._active.encode(samples.tokens, samples.token_mask)
+        trunk = self._policy._role.encode(samples.tokens, samples.token_mask)
         return Samples(
             given,
             tokens,
@@ -116,7 +116,7 @@ def test_the_value_after_the_end_is_the_critics(context_of: Callable[..., Any], 
     samples = rollout.samples
     for row, length in enumerate(lengths):
         tokens = samples.tokens[row][samples.token_mask[row]][None]
-        states = policy._active.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        states = policy._role.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
         wanted = (states[0, -1].detach() * weight).sum()
         assert abs(wanted) > 1e-3
         torch.testing.assert_close(batch.values[row, length], wanted, rtol=1e-4, atol=1e-4)

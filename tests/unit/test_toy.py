@@ -87,9 +87,10 @@ def test_the_reference_stays() -> None:
     before = policy.evaluate(samples).logprobs.detach()
     with torch.no_grad():
         policy.table.mul_(2.0)
-    with policy.reference():
-        assert torch.equal(policy.evaluate(samples).logprobs, before)
-        assert not policy.evaluate(samples).logprobs.requires_grad
+    reference = policy.reference()
+    assert torch.equal(reference.evaluate(samples).logprobs, before)
+    assert not reference.evaluate(samples).logprobs.requires_grad
+    assert list(reference.parameters()) == []
     assert not torch.equal(policy.evaluate(samples).logprobs, before)
 
 

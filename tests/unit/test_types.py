@@ -11,12 +11,16 @@ from rlhf_kit.testing import made_up_samples
 from rlhf_kit.types import (
     ComparisonBatch,
     PackedTexts,
+    PaddedTrunk,
     PPOBatch,
     Prompts,
     Rollout,
     TextBatch,
+    TrunkId,
     check_shape,
 )
+
+ORIGIN = TrunkId("toy", 2, "float32")
 
 
 def test_check_shape_binds_and_refuses() -> None:
@@ -104,7 +108,7 @@ def texts() -> TextBatch:
     )
     target = mask & torch.tensor([False, False, True, True])
     tokens = torch.arange(12).view(3, 4)
-    return TextBatch(tokens, mask, target, trunk=tokens[:, :, None].float())
+    return TextBatch(tokens, mask, target, PaddedTrunk(tokens[:, :, None].float(), ORIGIN))
 
 
 def test_texts_predict_the_next_token() -> None:
@@ -118,7 +122,7 @@ def test_texts_predict_the_next_token() -> None:
 def test_texts_select_cuts_to_the_longest() -> None:
     found = texts().select(torch.tensor([1, 2]))
     assert found.tokens.tolist() == [[4, 5, 6], [8, 9, 10]]
-    assert found.trunk is not None and found.trunk.shape == (2, 3, 1)
+    assert found.trunk is not None and found.trunk.states.shape == (2, 3, 1)
     assert found.target.shape == found.mask.shape == (2, 3)
     assert [len(part) for part in texts().split(2)] == [2, 1]
     assert len(texts().select(torch.tensor([], dtype=torch.long))) == 0
@@ -130,7 +134,7 @@ def packed() -> PackedTexts:
         [[10, 11], [20]], [[[12], [13, 14], [15, 16, 17]], [[21, 22, 23], [], [24]]], pad=0
     )
     trunk = torch.where(texts.mask, texts.tokens, -1)[:, :, None].float()
-    return replace(texts, trunk=trunk)
+    return replace(texts, trunk=PaddedTrunk(trunk, ORIGIN))
 
 
 def test_packed_texts_lay_completions_side_by_side() -> None:
@@ -164,17 +168,17 @@ def test_packed_texts_unpack() -> None:
     assert texts.target.sum(1).tolist() == [1, 2, 3, 3, 1]
     assert not texts.target[:3, :2].any() and not texts.target[3:, :1].any()
     assert texts.trunk is not None
-    assert torch.equal(texts.trunk[texts.mask][:, 0].long(), texts.tokens[texts.mask])
+    assert torch.equal(texts.trunk.states[texts.mask][:, 0].long(), texts.tokens[texts.mask])
     again = replace(packed(), trunk=None).with_trunk(texts.trunk).trunk
-    assert again is not None
+    assert again is not None and again.origin == ORIGIN
     mask = packed().mask
-    assert torch.equal(again[mask][:, 0].long(), packed().tokens[mask])
+    assert torch.equal(again.states[mask][:, 0].long(), packed().tokens[mask])
 
 
 def test_packed_texts_select_cuts_to_the_longest() -> None:
     texts = packed().select(torch.tensor([1]))
     assert texts.tokens.shape == texts.visible().shape[:2] == (1, 5)
-    assert texts.trunk is not None and texts.trunk.shape == (1, 5, 1)
+    assert texts.trunk is not None and texts.trunk.states.shape == (1, 5, 1)
     assert texts.lengths().tolist() == [[3, 0, 1]]  # K stays
     assert [len(part) for part in packed().split(1)] == [1, 1]
     first, second = packed().split(1)

@@ -150,7 +150,8 @@ class Recorder(Optimizer):
 def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
     """The algorithm on ``policy``, of the stage's default parts where ``others`` has none.
 
-    There is no normaliser, the critic is at 0, and a Recorder steps without clipping.
+    There is no normaliser, the critic is at 0, a Recorder steps without clipping, and the policy is
+    its own reference.
     """
     value = others.pop("value", None)
     if value is None:
@@ -164,6 +165,7 @@ def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
     ]
     parts: dict[str, Any] = {
         "policy": policy,
+        "reference": policy,
         "value": value,
         "reward": lambda samples: [float(len(text)) for text in samples.responses],
         "advantage": GAE(GAEOptions()),

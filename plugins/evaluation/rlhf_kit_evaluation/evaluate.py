@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
-from rlhf_kit.interfaces import Context, Policy, RewardFn, StageRun
+from rlhf_kit.interfaces import Context, Policy, Reference, RewardFn, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.batches import sampling_of, text_blocks
@@ -84,13 +84,11 @@ class Evaluate:
         memory = context.memory()
         for part in filter(None, (self._gold, self._reward)):
             load_models(part, memory)
-        policy = memory.policy(
-            context.artifact(o.ppo), reference=context.artifact(o.sft), trainable=False
-        )
+        policy = memory.policy(context.artifact(o.ppo), trainable=False)
+        baseline = memory.policy(context.artifact(o.sft), trainable=False)
         run.say(f"sampling {o.samples_per_prompt} x {len(self._prompts)} responses of each policy")
-        ppo = self._judge(policy, run, "of ppo")
-        with policy.reference():
-            sft = self._judge(policy, run, "of sft")
+        ppo = self._judge(policy, baseline, run, "of ppo")
+        sft = self._judge(baseline, baseline, run, "of sft")
         won = wins(ppo.gold, sft.gold, o)
         low, high = bootstrap_interval(won, torch.ones_like(won), run.generator)
         summary: dict[str, Any] = {
@@ -105,14 +103,13 @@ class Evaluate:
         if sft.reward is not None and ppo.reward is not None:
             summary["reward_model_score"] = {"sft": _mean(sft.reward), "ppo": _mean(ppo.reward)}
         if self._texts is not None:
-            after = perplexity(policy, self._texts)
-            with policy.reference():
-                summary["perplexity"] = {"sft": perplexity(policy, self._texts), "ppo": after}
+            of = {"sft": baseline, "ppo": policy}
+            summary["perplexity"] = {k: perplexity(p, self._texts) for k, p in of.items()}
         write_json(run.folder / "samples.json", self._pairs(sft, ppo))
         self._show(run, sft, ppo)
         return summary
 
-    def _judge(self, policy: Policy, run: StageRun, whose: str) -> Judged:
+    def _judge(self, policy: Policy, baseline: Reference, run: StageRun, whose: str) -> Judged:
         o = self._options
         sampling = sampling_of(o.sampling, run.generator)
         endings = Endings(run, whose)
@@ -121,14 +118,13 @@ class Evaluate:
         for prompts in self._prompts.split(size):
             samples = policy.generate(prompts.repeat(o.samples_per_prompt), sampling)
             endings.see(samples)
-            found.append(self._judge_samples(policy, samples))
+            found.append(self._judge_samples(policy, baseline, samples))
         return Judged.join(found)
 
     @torch.no_grad()
-    def _judge_samples(self, policy: Policy, samples: Samples) -> Judged:
+    def _judge_samples(self, policy: Policy, baseline: Reference, samples: Samples) -> Judged:
         logprobs = policy.evaluate(samples).logprobs
-        with policy.reference():
-            reference = policy.evaluate(samples).logprobs
+        reference = baseline.evaluate(samples).logprobs
         gold, _ = score(self._gold, samples, "gold")
         reward = None if self._reward is None else score(self._reward, samples)[0].cpu()
         return Judged(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.interfaces import Context, Memory, Policy
+from rlhf_kit.interfaces import Context, Critic, Memory, Policy
 from rlhf_kit.types import Samples
 from rlhf_kit_hf.options import SeparateValueOptions
-from rlhf_kit_hf.reward_model import TransformersRewardModel
 from rlhf_kit_hf.tokenizer import reading
 
 
@@ -30,8 +28,8 @@ class SeparateCritic:
 
     def __init__(self, options: SeparateValueOptions, context: Context) -> None:
         self._options, self._context = options, context
-        self._model: TransformersRewardModel | None = None
-        self._shares_trunk = True
+        self._memory: Memory | None = None  # held, so that others in the stage can share it
+        self._model: Critic | None = None
         start = options.start
         if start is not None and reading(context.tokenizer) != reading(context.tokenizer_of(start)):
             raise RecipeError(
@@ -41,15 +39,11 @@ class SeparateCritic:
 
     def load(self, memory: Memory) -> None:
         start = self._options.start
-        if start is None:
-            self._model = memory.reward_model(None, init_std=0.0)
-            return
-        own = self._context.memory(start)
-        self._shares_trunk = own is memory
-        self._model = own.reward_model(self._context.artifact(start))
+        self._memory = memory if start is None else self._context.memory(start)
+        self._model = self._memory.critic(self._context.artifact(start))
 
     @property
-    def model(self) -> TransformersRewardModel:
+    def model(self) -> Critic:
         if self._model is None:
             raise RuntimeError("SeparateCritic: load() has not been called")
         return self._model
@@ -58,9 +52,7 @@ class SeparateCritic:
         """It reads nothing of the policy's."""
 
     def __call__(self, states: Tensor, samples: Samples) -> Tensor:
-        if not self._shares_trunk:
-            samples = replace(samples, trunk=None)
-        return self.model.values(samples)  # [B, R]
+        return self.model.values(samples.read_by(self.model.origin))  # [B, R]
 
     def parameters(self) -> Iterable[Parameter]:
         return self.model.parameters()

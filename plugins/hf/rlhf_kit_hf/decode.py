@@ -63,6 +63,9 @@ def decode(
             _step(model, tokens, mask, positions, begin, end, cache)
     responses = tokens[:, width:end]
     valid = response_mask(responses, ends)
+    kept = None
+    if role.origin is not None:
+        kept = Activations.of_columns(trunk, torch.cat([prompts.mask, valid], 1), role.origin)
     return Samples(
         prompts,
         torch.where(valid, responses, pad),
@@ -70,7 +73,7 @@ def decode(
         finished=(is_any(responses, ends) & valid).any(1),
         temperature=sampling.temperature,
         decode=to_text,
-        trunk=Activations.of_columns(trunk, torch.cat([prompts.mask, valid], 1)) if trunk else None,
+        trunk=kept,
         sampled_logprobs=torch.stack(logprobs, 1) if logprobs else None,
     )
 

@@ -15,10 +15,11 @@ from torch.nn import Module, Parameter
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
+from rlhf_kit.types import PaddedTrunk
 from rlhf_kit_hf.artifact import write_note
 from rlhf_kit_hf.layers import decoder_layers
 from rlhf_kit_hf.options import FullOptions
-from rlhf_kit_hf.role import run_decoder
+from rlhf_kit_hf.role import refuse_foreign, run_decoder
 from rlhf_kit_hf.strategy import Strategy
 from rlhf_kit_hf.tokenizer import reading
 
@@ -27,6 +28,7 @@ class FullRole:
     """A whole model of its own."""
 
     boundary = None
+    origin = None
 
     def __init__(self, model: Any, shape: dict[str, Any], *, trainable: bool) -> None:
         self._model, self._shape = model.requires_grad_(trainable), shape
@@ -38,14 +40,13 @@ class FullRole:
         self,
         tokens: Tensor,
         mask: Tensor,
-        trunk: Tensor | None = None,
+        trunk: PaddedTrunk | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
+        refuse_foreign(trunk, self.origin)
         return run_decoder(self._model.base_model, mask, positions, input_ids=tokens)
 
-    def encode(
-        self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None
-    ) -> Tensor | None:
+    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> None:
         return None
 
     def head(self, states: Tensor) -> Tensor:

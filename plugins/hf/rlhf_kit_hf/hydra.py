@@ -21,11 +21,12 @@ from torch.nn import Module, ModuleList, Parameter
 from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
+from rlhf_kit.types import PaddedTrunk, TrunkId
 from rlhf_kit_hf.artifact import write_note
 from rlhf_kit_hf.layers import layer_list
 from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import HydraOptions
-from rlhf_kit_hf.role import run_decoder
+from rlhf_kit_hf.role import refuse_foreign, run_decoder
 from rlhf_kit_hf.strategy import SharedStrategy
 
 WEIGHTS = "branch.safetensors"
@@ -55,7 +56,7 @@ def _with_layers(
 class Trunk:
     """The frozen lower part of a model, and the recipe for cutting branches off it."""
 
-    def __init__(self, model: Any, trainable_layers: int) -> None:
+    def __init__(self, model: Any, trainable_layers: int, backbone: str) -> None:
         self.model, base = model, model.base_model
         self.base = base
         owner, self.layers_name = layer_list(base)
@@ -71,6 +72,7 @@ class Trunk:
                 "layers and the trunk needs at least one; lower it, or use memory full"
             )
         self.split = len(layers) - trainable_layers
+        self.origin = TrunkId(backbone, self.split, str(model.dtype).removeprefix("torch."))
         self.lower, self.upper = list(layers[: self.split]), list(layers[self.split :])
         # What runs after the layers (the final norm) belongs to the branch.
         self.after = {
@@ -84,9 +86,10 @@ class Trunk:
         self._encoder = _with_layers(base, self.layers_name, 0, self.lower, **without)
 
     @torch.no_grad()
-    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Activations [B, T, H] at the split."""
-        return run_decoder(self._encoder, mask, positions, input_ids=tokens)
+    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> PaddedTrunk:
+        """Activations at the split."""
+        states = run_decoder(self._encoder, mask, positions, input_ids=tokens)
+        return PaddedTrunk(states, self.origin)
 
 
 class HydraRole:
@@ -109,18 +112,23 @@ class HydraRole:
         self._trainable = trainable
         self.boundary: Module = upper[0]
 
-    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+    @property
+    def origin(self) -> TrunkId:
+        return self._trunk.origin
+
+    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> PaddedTrunk:
         return self._trunk.encode(tokens, mask, positions)
 
     def hidden(
         self,
         tokens: Tensor,
         mask: Tensor,
-        trunk: Tensor | None = None,
+        trunk: PaddedTrunk | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
+        refuse_foreign(trunk, self.origin)
         trunk = self.encode(tokens, mask, positions) if trunk is None else trunk
-        return run_decoder(self._branch, mask, positions, inputs_embeds=trunk)
+        return run_decoder(self._branch, mask, positions, inputs_embeds=trunk.states)
 
     def head(self, states: Tensor) -> Tensor:
         return self._trunk.model.get_output_embeddings()(states)
@@ -153,7 +161,7 @@ class HydraRole:
 class HydraMemory(SharedStrategy):
     def __init__(self, options: HydraOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
-        self._trunk = Trunk(self.model, options.trainable_layers)
+        self._trunk = Trunk(self.model, options.trainable_layers, self.backbone)
         self._probe()
 
     def shape(self) -> dict[str, Any]:

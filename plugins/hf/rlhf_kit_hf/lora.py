@@ -23,11 +23,12 @@ from torch.nn import Embedding, Module, Parameter
 from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
+from rlhf_kit.types import PaddedTrunk
 from rlhf_kit_hf.artifact import write_note
 from rlhf_kit_hf.layers import decoder_layers
 from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import LoraOptions
-from rlhf_kit_hf.role import run_decoder
+from rlhf_kit_hf.role import refuse_foreign, run_decoder
 from rlhf_kit_hf.strategy import SharedStrategy
 
 WEIGHTS = "adapter_model.safetensors"  # peft's own file name, so that peft can load the folder
@@ -37,6 +38,7 @@ class LoraRole:
     """One adapter of a shared backbone. A fresh adapter computes exactly the pretrained model."""
 
     boundary = None
+    origin = None
 
     def __init__(
         self, model: PeftModel, adapter: str, shape: dict[str, Any], *, trainable: bool
@@ -65,15 +67,14 @@ class LoraRole:
         self,
         tokens: Tensor,
         mask: Tensor,
-        trunk: Tensor | None = None,
+        trunk: PaddedTrunk | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
+        refuse_foreign(trunk, self.origin)
         decoder = self._bound(self._model.get_base_model().base_model)
         return run_decoder(decoder, mask, positions, input_ids=tokens)
 
-    def encode(
-        self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None
-    ) -> Tensor | None:
+    def encode(self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None) -> None:
         return None
 
     def head(self, states: Tensor) -> Tensor:

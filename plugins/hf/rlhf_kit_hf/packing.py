@@ -6,7 +6,6 @@ implementation takes one, and some ignore it in silence, so a probe decides.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,8 +28,7 @@ def can_pack(role: Role, device: torch.device) -> bool:
         states = role.hidden(texts.tokens, texts.visible(), None, texts.positions)
     except Exception:  # an attention that refuses such a mask may raise anything
         return False
-    packed = replace(texts, trunk=states).unpacked()[0].trunk
-    assert packed is not None
+    packed = texts.per_text(states)
     bound = _LOW_PRECISION if alone.dtype in (torch.bfloat16, torch.float16) else _EXACT
     gap = packed[rows.mask].float() - alone.float()
     return bool(gap.norm() <= bound * alone.float().norm())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from rlhf_kit.engine.checkpoint import save_tensors, write_json
-from rlhf_kit.types import PackedTexts, Samples, TextBatch
+from rlhf_kit.types import PackedTexts, Samples, TextBatch, TrunkId
 from rlhf_kit_hf.packing import can_pack, should_pack
 from rlhf_kit_hf.pooling import pool
 from rlhf_kit_hf.proof import check_proof, write_proof
@@ -26,7 +26,7 @@ HEAD, HEAD_CONFIG = "reward_head.safetensors", "reward_head.json"
 
 
 class TransformersRewardModel:
-    """Implements rlhf_kit.interfaces.RewardModel over any memory strategy.
+    """Implements rlhf_kit.interfaces.RewardModel and Critic over any memory strategy.
 
     ``pooling`` "last" scores the state of the last token, as InstructGPT does; "mean" averages
     the states of the response, which a small model learns from with fewer comparisons.
@@ -42,13 +42,17 @@ class TransformersRewardModel:
         init_std: float | None = None,
         trainable: bool = True,
     ) -> None:
-        self._role, self._device, self._dtype, self.pooling = role, device, dtype, pooling
+        self._role, self._device, self.dtype, self.pooling = role, device, dtype, pooling
         self._head = nn.Linear(role.hidden_size, 1, device=device)  # float32 whatever the backbone
         # Std 1/sqrt(d + 1), bias 0: arXiv:2009.01325 as in openai/summarize-from-feedback.
         std = 1.0 / math.sqrt(role.hidden_size + 1) if init_std is None else init_std
         nn.init.normal_(self._head.weight, std=std)
         nn.init.zeros_(self._head.bias)
         self._head.requires_grad_(trainable)
+
+    @property
+    def origin(self) -> TrunkId | None:
+        return self._role.origin
 
     def encode(self, texts: PackedTexts) -> PackedTexts:
         packed, on_device = self._packs(texts), texts.to(self._device)
@@ -139,7 +143,7 @@ class TransformersRewardModel:
         save_tensors(folder / HEAD, self._head.state_dict())
         write_json(folder / HEAD_CONFIG, {"pooling": self.pooling})
         if proof is not None:
-            write_proof(folder, self.score, proof, self._dtype, self._device)
+            write_proof(folder, self.score, proof, self.dtype, self._device)
 
     def load_head(self, folder: Path) -> None:
         """Take head and pooling from the folder of a trained reward model.
@@ -149,4 +153,4 @@ class TransformersRewardModel:
         """
         self._head.load_state_dict(load_file(folder / HEAD))
         self.pooling = json.loads((folder / HEAD_CONFIG).read_text())["pooling"]
-        check_proof(folder, self.score, self._dtype, self._device)
+        check_proof(folder, self.score, self.dtype, self._device)

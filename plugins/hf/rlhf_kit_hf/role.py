@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from rlhf_kit.ops.sequence import position_ids
+from rlhf_kit.types import PaddedTrunk, TrunkId
 
 
 def run_decoder(decoder: Any, mask: Tensor, positions: Tensor | None, **fed: Tensor) -> Tensor:
@@ -35,8 +36,26 @@ def run_decoder(decoder: Any, mask: Tensor, positions: Tensor | None, **fed: Ten
     return output.last_hidden_state
 
 
+def refuse_foreign(trunk: PaddedTrunk | None, origin: TrunkId | None) -> None:
+    """Check what a role that continues the trunk ``origin``, None: no trunk, was given to read.
+
+    Raises:
+        ValueError: activations of another origin; they mean nothing to it.
+    """
+    if trunk is not None and trunk.origin != origin:
+        reads = "has no trunk" if origin is None else f"continues {origin}"
+        raise ValueError(
+            f"trunk: a role that {reads} was given activations of {trunk.origin}; leave them out "
+            "(Samples.read_by, or trunk=None), and it reads the tokens"
+        )
+
+
 class Role(Protocol):
     """What a memory strategy builds; policies and reward models are made of roles."""
+
+    @property
+    def origin(self) -> TrunkId | None:
+        """Of the trunk that it continues and shares; None: it computes every layer itself."""
 
     hidden_size: int
     layers: Sequence[Module]  # those of its decoder that are its own, bottom up
@@ -46,15 +65,19 @@ class Role(Protocol):
         self,
         tokens: Tensor,
         mask: Tensor,
-        trunk: Tensor | None = None,
+        trunk: PaddedTrunk | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, T, H]; ``mask`` and ``positions`` as in ``run_decoder``."""
+        """Final hidden states [B, T, H]; ``mask`` and ``positions`` as in ``run_decoder``.
+
+        Raises:
+            ValueError: ``trunk`` is of another origin.
+        """
 
     def encode(
         self, tokens: Tensor, mask: Tensor, positions: Tensor | None = None
-    ) -> Tensor | None:
-        """Activations [B, T, H] of the frozen trunk, without gradients; None without a trunk."""
+    ) -> PaddedTrunk | None:
+        """Activations of the frozen trunk, without gradients; None without a trunk."""
 
     def head(self, states: Tensor) -> Tensor:
         """[N, H] -> logits [N, V]."""

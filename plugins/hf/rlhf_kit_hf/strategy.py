@@ -1,4 +1,4 @@
-"""What all memory strategies share: policies and reward models assembled from roles."""
+"""What all memory strategies share: the four requests, answered by roles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit_hf.artifact import check_note
 from rlhf_kit_hf.dropout import add_residual_dropout
 from rlhf_kit_hf.options import MemoryOptions
-from rlhf_kit_hf.policy import TransformersPolicy
+from rlhf_kit_hf.policy import TransformersPolicy, TransformersReference
 from rlhf_kit_hf.reward_model import HEAD, TransformersRewardModel
 from rlhf_kit_hf.role import Role
 
@@ -60,28 +60,52 @@ class Strategy:
         return self.role(name, start, trainable=trainable)
 
     def policy(
-        self,
-        start: Path | None,
-        *,
-        reference: Path | None = None,
-        trainable: bool = True,
-        residual_dropout: float = 0.0,
+        self, start: Path | None, *, trainable: bool = True, residual_dropout: float = 0.0
     ) -> TransformersPolicy:
         role = self._role("policy", start, trainable=trainable)
         if residual_dropout > 0:
             add_residual_dropout(role.layers, residual_dropout)
-        return TransformersPolicy(
-            role,
-            lambda: self._role("reference", reference, trainable=False),
-            self.tokenizer,
-            self.device,
-        )
+        return TransformersPolicy(role, self.tokenizer, self.device)
 
-    def reward_model(
-        self, start: Path | None, *, trainable: bool = True, **head: Any
+    def reference(self, start: Path | None) -> TransformersReference:
+        # What an adapter is first filled with is drawn, and nobody reads it: a folder or the
+        # pretrained model says what a reference is.
+        with torch.random.fork_rng():
+            role = self._role("reference", start, trainable=False)
+        return TransformersReference(role, self.device)
+
+    def scorer(
+        self,
+        start: Path | None,
+        *,
+        pooling: str = "last",
+        init_std: float | None = None,
+        trainable: bool = True,
     ) -> TransformersRewardModel:
         role = self._role("reward", start, trainable=trainable)
-        model = TransformersRewardModel(role, self.device, self.dtype, trainable=trainable, **head)
+        return self._headed(role, start, pooling=pooling, init_std=init_std, trainable=trainable)
+
+    def critic(self, start: Path | None, *, init_std: float = 0.0) -> TransformersRewardModel:
+        role = self._role("critic", start, trainable=True)
+        return self._headed(role, start, pooling="last", init_std=init_std, trainable=True)
+
+    def _headed(
+        self,
+        role: Role,
+        start: Path | None,
+        *,
+        pooling: str,
+        init_std: float | None,
+        trainable: bool,
+    ) -> TransformersRewardModel:
+        model = TransformersRewardModel(
+            role,
+            self.device,
+            self.dtype,
+            pooling=pooling,
+            init_std=init_std,
+            trainable=trainable,
+        )
         if start is not None and (start / HEAD).is_file():
             model.load_head(start)
         return model

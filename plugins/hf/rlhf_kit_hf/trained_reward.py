@@ -15,9 +15,9 @@ from rlhf_kit_hf.options import TrainedRewardOptions
 class TrainedReward:
     """Loaded when the stage that asks for it runs, on the backbone that it was trained on.
 
-    On the policy's own backbone it scores the policy's tokens, from the captured trunk where there
-    is one. On another it scores the text, in tokens of its own: nothing about the policy's tokens
-    or activations means anything to it.
+    Where its model block is the policy's it scores the policy's tokens, from the captured trunk
+    where that is of its own origin. With another model it scores the text, in tokens of its own:
+    nothing about the policy's tokens or activations means anything to it.
     """
 
     needs_models = True
@@ -25,7 +25,6 @@ class TrainedReward:
     def __init__(self, options: TrainedRewardOptions, context: Context) -> None:
         self._start, self._context = options.start, context
         self._memory: Memory | None = None  # held, so that others in the stage can share it
-        self._shared = False
         self._model: RewardModel | None = None
 
     @property
@@ -36,19 +35,20 @@ class TrainedReward:
     @property
     def dtype(self) -> torch.dtype | None:
         """What it computes in, once loaded."""
-        return getattr(self._memory, "dtype", None)
+        return None if self._model is None else self._model.dtype
 
     def load(self, memory: Memory) -> None:
         self._memory = self._context.memory(self._start)
-        self._shared = self._memory is memory
         folder = self._context.artifact(self._start)
-        self._model = self._memory.reward_model(folder, trainable=False)
+        self._model = self._memory.scorer(folder, trainable=False)
 
     @torch.no_grad()
     def __call__(self, samples: Samples) -> Tensor:
         if self._model is None:
             raise RuntimeError("TrainedReward: load() has not been called")
-        return self._model(samples) if self._shared else self._model.score(self._texts(samples))
+        if self._context.same_model(self._start):
+            return self._model(samples.read_by(self._model.origin))
+        return self._model.score(self._texts(samples))
 
     def _texts(self, samples: Samples) -> TextBatch:
         """Prompts with responses [B, T], right-padded, in the reward model's own tokens.

@@ -74,7 +74,7 @@ class RewardModelStage:
         dropped = dict(getattr(self._source, "dropped", {}))
         for why, count in dropped.items():
             run.say(f"left out {count}: {why}")
-        model: RewardModel = self._context.memory().reward_model(
+        model: RewardModel = self._context.memory().scorer(
             self._context.artifact(o.start), pooling=o.pooling, init_std=o.head_init_std
         )
         train, held_out = (
@@ -126,7 +126,8 @@ class RewardModelStage:
         trunk = model.encode(data.select(torch.tensor([0])).texts).trunk
         if trunk is None:
             return data
-        size = trunk.element_size() * trunk.shape[-1] * int(data.lengths.sum()) / 2**20
+        states = trunk.states
+        size = states.element_size() * states.shape[-1] * int(data.lengths.sum()) / 2**20
         if size > self._options.trunk_cache_mib:
             return data
         chunks = by_length(data.lengths, self._options.micro_batch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,15 @@ from torch import Tensor
 
 from rlhf_kit.engine.scoring import score
 from rlhf_kit.errors import NumericsError, RlhfKitError
-from rlhf_kit.interfaces import Policy, RewardFn, Tokenizer, ValueHead
+from rlhf_kit.interfaces import (
+    ModelReward,
+    Policy,
+    Reference,
+    RewardFn,
+    RewardOfParts,
+    Tokenizer,
+    ValueHead,
+)
 from rlhf_kit.types import PolicyOutput, Samples
 from rlhf_kit.types.shapes import joined
 
@@ -46,6 +54,7 @@ class Setup:
     """What the gate looks at. ``value`` is None where the estimator needs no values."""
 
     policy: Policy
+    reference: Reference
     value: ValueHead | None
     reward: RewardFn
     tokenizer: Tokenizer
@@ -104,8 +113,7 @@ def _rounded_gap(out: PolicyOutput, a: Tensor, b: Tensor, mask: Tensor | None = 
 @torch.no_grad()
 def _reference(setup: Setup) -> Iterator[Finding]:
     own = setup.policy.evaluate(setup.samples)
-    with setup.policy.reference():
-        reference = setup.policy.evaluate(setup.samples)
+    reference = setup.reference.evaluate(setup.samples)
     mask = setup.samples.response_mask
     if setup.same_reference:
         yield Finding(
@@ -215,17 +223,25 @@ def _ending_at(samples: Samples, place: Tensor, end: int) -> Samples:
     )
 
 
-def _precision_of(part: Any) -> float:
-    """The bound for a reward or critic that computes in another precision than the policy."""
-    inner = getattr(part, "parts", None)
-    inner = inner.values() if isinstance(inner, Mapping) else ()
-    own = 0.1 if getattr(part, "dtype", None) in (torch.bfloat16, torch.float16) else 1e-3
-    return max([own, *map(_precision_of, inner)])
+def _models_of(reward: RewardFn) -> Iterator[ModelReward]:
+    """It, or those it is made of, as far as they say what they compute with."""
+    if isinstance(reward, ModelReward):
+        yield reward
+    for part in reward.parts.values() if isinstance(reward, RewardOfParts) else ():
+        yield from _models_of(part)
+
+
+def _precision_of(reward: RewardFn) -> float:
+    """The bound for a reward that may compute in another precision than the policy."""
+    low = (torch.bfloat16, torch.float16)
+    return 0.1 if any(model.dtype in low for model in _models_of(reward)) else 1e-3
 
 
 def _tokenizers(setup: Setup) -> Iterator[Finding]:
     changed: list[str] = []  # by the worst of them
-    for tokenizer in (setup.tokenizer, *_tokenizers_of(setup.reward)):
+    others = (model.tokenizer for model in _models_of(setup.reward))
+    # A stranger's reward may call a tokenizer of another library so.
+    for tokenizer in (setup.tokenizer, *(t for t in others if isinstance(t, Tokenizer))):
         found = [
             text
             for text in setup.samples.responses
@@ -239,15 +255,6 @@ def _tokenizers(setup: Setup) -> Iterator[Finding]:
         float(len(setup.samples) // 4),  # one odd sample may be normalised; a fault hits all
         f"responses whose text changes when a tokenizer reads and writes it{shown}",
     )
-
-
-def _tokenizers_of(reward: Any) -> Iterator[Tokenizer]:
-    own = getattr(reward, "tokenizer", None)
-    if isinstance(own, Tokenizer):  # a stranger's reward may call anything of its own so
-        yield own
-    parts = getattr(reward, "parts", None)
-    for part in parts.values() if isinstance(parts, Mapping) else ():
-        yield from _tokenizers_of(part)
 
 
 @torch.no_grad()

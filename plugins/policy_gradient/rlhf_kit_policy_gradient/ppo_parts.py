@@ -17,6 +17,7 @@ from rlhf_kit.interfaces import (
     Normalizer,
     Policy,
     PtxController,
+    Reference,
     RewardFn,
     Stateful,
     ValueHead,
@@ -40,6 +41,7 @@ class PPOParts:
     """Each part is an interface, or None where the recipe has none."""
 
     policy: Policy
+    reference: Reference
     value: ValueHead | None  # None where the estimator needs no values
     reward: RewardFn
     advantage: AdvantageEstimator
@@ -62,6 +64,7 @@ class PPOParts:
     def state(self) -> dict[str, Stateful]:
         """Everything a checkpoint must hold; a reward or an estimator may have state too."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
+        del named["reference"]  # frozen: where it starts says what it is
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 
 

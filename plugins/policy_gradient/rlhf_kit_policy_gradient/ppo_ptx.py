@@ -114,8 +114,7 @@ class PPOPtx:
                 if self.parts.value_normalizer is not None:
                     values = self.parts.value_normalizer.denormalize(values)
             del out  # the states are as large as a trunk
-            with self.parts.policy.reference():
-                reference = self.parts.policy.evaluate(samples).logprobs
+            reference = self.parts.reference.evaluate(samples).logprobs
             scores, components = score(self.parts.reward, samples)  # [B]
         return Rollout(samples, logprobs, reference, values, scores, components)
 

@@ -19,6 +19,7 @@ from rlhf_kit.interfaces import (
     Context,
     InvertibleNormalizer,
     Policy,
+    Reference,
     StageRun,
     Stateful,
     ValueHead,
@@ -100,13 +101,13 @@ class PPOPtxStage:
         load_models(self._reward, memory)
         load_models(self._value, memory)
         start = context.artifact(o.start)
-        reference = start if o.reference is None else context.artifact(o.reference)
-        policy = memory.policy(start, reference=reference)
+        frozen = start if o.reference is None else context.artifact(o.reference)
+        policy, reference = memory.policy(start), memory.reference(frozen)
         if self._value is not None:
             self._value.attach(policy)
         if o.gate and not run.resumed:
-            self._check(run, policy, same_reference=reference == start)
-        parts = self._parts(run, policy)
+            self._check(run, policy, reference, same_reference=frozen == start)
+        parts = self._parts(run, policy, reference)
         algorithm = PPOPtx(parts, o)
         steps = algorithm.run(run)
         summary: dict[str, Any] = {"steps": steps, "kl_coef": self._kl.coefficient}
@@ -123,7 +124,7 @@ class PPOPtxStage:
             parts.value.save(run.folder)
         return summary
 
-    def _parts(self, run: StageRun, policy: Policy) -> PPOParts:
+    def _parts(self, run: StageRun, policy: Policy, reference: Reference) -> PPOParts:
         o, value = self._options, self._value
         parameters = list(policy.parameters())
         groups = [ParameterGroup(parameters, o.optimizer.learning_rate)]
@@ -142,6 +143,7 @@ class PPOPtxStage:
         restored = {name: part for name, part in taken_back.items() if isinstance(part, Stateful)}
         return PPOParts(
             policy=policy,
+            reference=reference,
             value=value,
             reward=self._reward,
             kl=self._kl,
@@ -155,7 +157,9 @@ class PPOPtxStage:
             **self._plain,
         )
 
-    def _check(self, run: StageRun, policy: Policy, *, same_reference: bool) -> None:
+    def _check(
+        self, run: StageRun, policy: Policy, reference: Reference, *, same_reference: bool
+    ) -> None:
         """The gate; puts all randomness and the reward's state back, so that it changes nothing."""
         o, tokenizer = self._options, self._context.tokenizer
         # No more rows at once than training puts through the model.
@@ -167,6 +171,7 @@ class PPOPtxStage:
         before = copy.deepcopy({name: part.state_dict() for name, part in touched.items()})
         setup = Setup(
             policy,
+            reference,
             self._value,
             self._reward,
             tokenizer,

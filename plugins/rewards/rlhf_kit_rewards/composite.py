@@ -14,7 +14,7 @@ from rlhf_kit.types import Samples
 
 
 class Composite:
-    """Implements rlhf_kit.interfaces.CompositeReward, NeedsModels and Stateful, but ``combine``."""
+    """Implements rlhf_kit.interfaces.RewardOfParts, NeedsModels and Stateful, but ``combine``."""
 
     def __init__(self, parts: Mapping[str, Part], context: Context) -> None:
         self.parts: dict[str, RewardFn] = {name: context.build(p) for name, p in parts.items()}
