@@ -10,6 +10,7 @@ from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
 from rlhf_kit.interfaces.policy import Policy
 from rlhf_kit.interfaces.reward import CompositeReward, NeedsModels, RewardFn, RewardModel
+from rlhf_kit.interfaces.sampler import Sampler
 from rlhf_kit.interfaces.stage import Stage, StageRun
 from rlhf_kit.interfaces.state import Stateful, Trainable
 from rlhf_kit.interfaces.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ __all__ = [
     "PtxController",
     "RewardFn",
     "RewardModel",
+    "Sampler",
     "Stage",
     "StageRun",
     "Stateful",

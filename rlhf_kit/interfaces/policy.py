@@ -1,4 +1,4 @@
-"""The policy: samples, and gives an account of samples."""
+"""The policy: gives an account of samples. Drawing them is a sampler's."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from typing import Protocol
 from torch import Tensor
 
 from rlhf_kit.interfaces.state import Trainable
-from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
+from rlhf_kit.types import PolicyOutput, Samples, TextBatch
 
 
 class Policy(Trainable, Protocol):
     hidden_size: int
-
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        """Sample one response per prompt; stops after the first end-of-sequence token."""
 
     def evaluate(self, samples: Samples) -> PolicyOutput:
         """Log-probabilities [B, R] at the sampling temperature, and states [B, R, H].

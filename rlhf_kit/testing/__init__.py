@@ -29,6 +29,7 @@ _PUBLIC = {
     "check_reward": "conformance",
     "check_value_loss": "losses",
     "TabularPolicy": "toy",
+    "TabularSampler": "toy",
     "enumerate_responses": "toy",
     "made_up_samples": "toy",
 }
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from rlhf_kit.testing.losses import check_preference_loss as check_preference_loss
     from rlhf_kit.testing.losses import check_value_loss as check_value_loss
     from rlhf_kit.testing.toy import TabularPolicy as TabularPolicy
+    from rlhf_kit.testing.toy import TabularSampler as TabularSampler
     from rlhf_kit.testing.toy import enumerate_responses as enumerate_responses
     from rlhf_kit.testing.toy import made_up_samples as made_up_samples
 

@@ -13,8 +13,7 @@ from torch.nn import Parameter
 
 from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.ops.logprobs import selected_logprobs
-from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
-from rlhf_kit_hf.decode import decode
+from rlhf_kit.types import PolicyOutput, Samples, TextBatch
 from rlhf_kit_hf.role import Role
 
 
@@ -32,25 +31,13 @@ class TransformersPolicy:
         # Built when first asked for: supervised stages never do.
         self._build_reference = reference
         self._reference: Role | None = None
-        self._tokenizer, self._device = tokenizer, device
+        self.tokenizer, self.device = tokenizer, device
         self.hidden_size = role.hidden_size
 
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        on_device = Prompts(
-            prompts.tokens.to(self._device),
-            prompts.mask.to(self._device),
-            prompts.rows,
-            prompts.group.to(self._device),
-        )
-        return decode(
-            self._active,
-            on_device,
-            sampling,
-            ends=self._tokenizer.end_ids,
-            pad=self._tokenizer.pad_id,
-            to_text=self._tokenizer.decode,
-            max_length=self._tokenizer.max_length,
-        )
+    @property
+    def role(self) -> Role:
+        """The weights that every method answers with at the moment."""
+        return self._active
 
     def evaluate(self, samples: Samples) -> PolicyOutput:
         hidden = self._active.hidden(samples.tokens, samples.token_mask, samples.padded_trunk())
@@ -66,10 +53,10 @@ class TransformersPolicy:
         return PolicyOutput(logprobs, states)
 
     def next_token_logprobs(self, texts: TextBatch) -> Tensor:
-        tokens, mask = texts.tokens.to(self._device), texts.mask.to(self._device)
+        tokens, mask = texts.tokens.to(self.device), texts.mask.to(self.device)
         hidden = self._active.hidden(tokens, mask, texts.trunk)
         return selected_logprobs(
-            self._active.head, hidden[:, :-1], tokens[:, 1:], texts.predicted.to(self._device)
+            self._active.head, hidden[:, :-1], tokens[:, 1:], texts.predicted.to(self.device)
         )
 
     @contextmanager

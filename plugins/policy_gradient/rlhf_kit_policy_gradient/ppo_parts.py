@@ -18,6 +18,7 @@ from rlhf_kit.interfaces import (
     Policy,
     PtxController,
     RewardFn,
+    Sampler,
     Stateful,
     ValueHead,
 )
@@ -32,6 +33,7 @@ class PPOParts:
     """Each part is an interface, or None where the recipe has none."""
 
     policy: Policy
+    sampler: Sampler
     value: ValueHead | None  # None where the estimator needs no values
     reward: RewardFn
     advantage: AdvantageEstimator
