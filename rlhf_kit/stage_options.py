@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_kit.components import Options
+from rlhf_kit.components import Execution, Options
 
 
 class OptimizerOptions(Options):
@@ -37,4 +37,4 @@ class SamplingOptions(Options):
 
     max_new_tokens: int = Field(32, ge=1, description="longest response, in tokens")
     temperature: float = Field(1.0, gt=0, description="1 in the paper (app. C.4)")
-    batch_size: int = Field(64, ge=1, description="rows decoded together")
+    batch_size: Execution[int] = Field(64, ge=1, description="rows decoded together")

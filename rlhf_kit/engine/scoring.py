@@ -103,7 +103,7 @@ def _made_up(rows: Sequence[Row]) -> Samples:
     rows = [*rows[:2], *rows[: max(0, 2 - len(rows))]]
     ones = torch.ones((len(rows), 1), dtype=torch.long)
     return Samples(
-        Prompts(ones, ones.bool(), rows, torch.zeros(len(rows), dtype=torch.long)),
+        Prompts(ones, ones.bool(), rows, torch.zeros(len(rows)).long(), torch.arange(len(rows))),
         ones,
         ones.bool(),
         finished=torch.ones(len(rows), dtype=torch.bool),

@@ -50,12 +50,16 @@ class StageExecution:
         """
         self.id, self._folder = id, folder
         self._begin, self._fresh, self.begun = begin, fresh, False
+        self._seed = seed
         self.generator = seed_everything(derive_seed(seed, id))
         self._metrics, self._console, self._observers = metrics, console, observers
         self._checkpoint = folder / "checkpoints" / "last.pt"
         self._checkpoint_seconds = checkpoint_seconds
         self.interrupted = False  # Ctrl-C came during the last step
         self._silenced: set[str] = set()
+
+    def key(self, *names: str | int) -> int:
+        return derive_seed(self._seed, self.id, *map(str, names))
 
     @property
     def folder(self) -> Path:

@@ -16,6 +16,7 @@ from rlhf_kit.interfaces.reward import (
     RewardModel,
     RewardOfParts,
 )
+from rlhf_kit.interfaces.sampler import Sampler
 from rlhf_kit.interfaces.stage import Stage, StageRun
 from rlhf_kit.interfaces.state import Stateful, Trainable
 from rlhf_kit.interfaces.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ __all__ = [
     "RewardFn",
     "RewardModel",
     "RewardOfParts",
+    "Sampler",
     "Stage",
     "StageRun",
     "Stateful",

@@ -1,4 +1,4 @@
-"""The policy: samples, and gives an account of samples; the reference gives an account alone."""
+"""The policy and its reference give an account of samples. Drawing them is a sampler's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from rlhf_kit.interfaces.state import Trainable
-from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
+from rlhf_kit.types import PolicyOutput, Samples, TextBatch
 
 
 class Reference(Protocol):
@@ -26,5 +26,8 @@ class Reference(Protocol):
 class Policy(Reference, Trainable, Protocol):
     hidden_size: int
 
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        """Sample one response per prompt; stops after the first end-of-sequence token."""
+    def encode(self, samples: Samples) -> Samples:
+        """With the activations of the frozen trunk, where there is one and they are missing.
+
+        Everyone who reads a trunk of this origin then reads the same tensor.
+        """

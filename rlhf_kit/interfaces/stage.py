@@ -18,6 +18,12 @@ class StageRun(Protocol):
     id: str
     generator: torch.Generator  # the stage's own randomness, part of every checkpoint
 
+    def key(self, *names: str | int) -> int:
+        """63 bits for what is drawn under ``names``, such as "sample" and a step; a function of
+
+        them, the seed and the stage alone, as ``generator`` is not.
+        """
+
     @property
     def folder(self) -> Path:
         """Where the stage writes. What an earlier recipe has left there is set aside when a stage

@@ -87,22 +87,26 @@ def selected_logprobs(
     return out.masked_scatter(mask, values)
 
 
-def sample_tokens(
-    logits: Tensor, temperature: float, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting the cumulative distribution.
+def sample_tokens(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution at ``draws``.
 
-    Returns the tokens [N] and their log-probabilities [N] float32, for logits [N, V].
+    Args:
+        logits: [N, V]
+        temperature: a divisor of the logits.
+        draws: [N] float32, uniform in [0, 1).
+
+    Returns:
+        The tokens [N] and their log-probabilities [N] float32.
 
     Exact for softmax(logits / temperature) up to float32 rounding, and several times faster than
     multinomial on CPU with a large vocabulary.
     """
     probabilities = torch.softmax(logits.float() / temperature, -1)
     cdf = probabilities.cumsum(-1)
-    # The uniform draw is scaled by the total, since the float32 sum is not exactly 1.
-    # Drawn where the generator lives, so that a seed means the same on every device.
-    device = generator.device if generator is not None else cdf.device
-    draw = torch.rand((len(cdf), 1), generator=generator, device=device).to(cdf.device)
-    draw = draw * cdf[:, -1:]
-    tokens = torch.searchsorted(cdf, draw, right=True).clamp(max=logits.shape[-1] - 1)  # [N, 1]
+    # Scaled by the total, since the float32 sum is not exactly 1; kept below it, or rounding up
+    # could choose the last token, however unlikely.
+    total = cdf[:, -1:]
+    draw = torch.minimum(draws[:, None] * total, total.nextafter(total.new_zeros(())))
+    # Past the end for NaN only, which others report.
+    tokens = torch.searchsorted(cdf, draw, right=True).clamp(max=cdf.shape[1] - 1)  # [N, 1]
     return tokens.squeeze(-1), probabilities.gather(-1, tokens).squeeze(-1).log()

@@ -8,19 +8,13 @@ import torch
 
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Tokenizer
-from rlhf_kit.stage_options import SamplingOptions
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet, shown
-from rlhf_kit.types import Comparisons, Ragged, Sampling, Texts
+from rlhf_kit.types import Comparisons, Ragged, Texts
 from rlhf_kit.types.samples import Row
 
 # Enough to tell perplexities apart, and few enough to measure often.
 HELD_OUT_BLOCKS = 32
-
-
-def sampling_of(options: SamplingOptions, generator: torch.Generator) -> Sampling:
-    """How a stage samples."""
-    return Sampling(options.max_new_tokens, options.temperature, generator)
 
 
 def _response(

@@ -112,13 +112,15 @@ class PromptSet:
         """The first ``count`` of them."""
         return self.select(torch.arange(min(count, len(self))))
 
-    def split(self, size: int) -> Iterator[Prompts]:
-        """Batches of at most ``size`` prompts, in their order."""
-        for index in torch.arange(len(self)).split(size):
-            yield self.batch(index)
+    def all(self) -> Prompts:
+        """All of them in one batch."""
+        return self.batch(torch.arange(len(self)))
 
     def batch(self, index: Tensor) -> Prompts:
-        """Prompts ``index``, padded to the longest of them; one group per row."""
+        """Prompts ``index``, padded to the longest of them; one group per row.
+
+        The place of a prompt in this set names its stream of draws.
+        """
         chosen = self.select(index)
         tokens, mask = chosen.tokens.padded(self.pad, left=True)
-        return Prompts(tokens, mask, chosen.rows, torch.arange(len(chosen)))
+        return Prompts(tokens, mask, chosen.rows, torch.arange(len(chosen)), index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ class PromptStream:
         self._cycle = Cycle(len(prompts), size // repeat, generator)
 
     def next(self) -> Prompts:
-        return self._prompts.batch(self._cycle.next()).repeat(self._repeat)
+        prompts = self._prompts.batch(self._cycle.next())
+        # One prompt may come twice in a rollout: its place there names its stream of draws.
+        return replace(prompts, stream=torch.arange(len(prompts))).repeat(self._repeat)
 
     def state_dict(self) -> dict[str, Any]:
         return self._cycle.state_dict()

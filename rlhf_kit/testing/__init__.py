@@ -31,6 +31,7 @@ _PUBLIC = {
     "check_reward": "conformance",
     "check_value_loss": "losses",
     "TabularPolicy": "toy",
+    "TabularSampler": "toy",
     "enumerate_responses": "toy",
     "made_up_experience": "inputs",
     "made_up_policy_inputs": "inputs",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from rlhf_kit.testing.preferences import check_pair_loss as check_pair_loss
     from rlhf_kit.testing.preferences import check_preference_loss as check_preference_loss
     from rlhf_kit.testing.toy import TabularPolicy as TabularPolicy
+    from rlhf_kit.testing.toy import TabularSampler as TabularSampler
     from rlhf_kit.testing.toy import enumerate_responses as enumerate_responses
     from rlhf_kit.testing.toy import made_up_samples as made_up_samples
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rlhf_kit.engine.checkpoint import save_tensors
+from rlhf_kit.interfaces import Policy
+from rlhf_kit.ops.draws import uniforms
 from rlhf_kit.ops.logprobs import sample_tokens, selected_logprobs
 from rlhf_kit.ops.sequence import pad, response_mask
 from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
@@ -65,20 +67,10 @@ class TabularPolicy:
             found[:, t] = self._first[t - begin] + row
         return found
 
-    @torch.no_grad()
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        """See rlhf_kit.interfaces.Policy."""
-        count = len(prompts)
-        tokens = torch.zeros((count, 0), dtype=torch.long)
-        done = torch.zeros(count, dtype=torch.bool)
-        while tokens.shape[1] < sampling.max_new_tokens and not bool(done.all()):
-            place = torch.cat([tokens, tokens.new_zeros((count, 1))], 1)
-            logits = self.table[self.prefixes(place)[:, -1]]  # [B, V]
-            chosen, _ = sample_tokens(logits, sampling.temperature, sampling.generator)
-            chosen = torch.where(done, self.eos, chosen)
-            tokens = torch.cat([tokens, chosen[:, None]], 1)
-            done |= chosen == self.eos
-        return self._samples(prompts, tokens, sampling.temperature)
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[B, V] of what follows the responses ``tokens`` [B, t]."""
+        place = torch.cat([tokens, tokens.new_zeros((len(tokens), 1))], 1)
+        return self.table[self.prefixes(place)[:, -1]]
 
     def all_samples(self, temperature: float = 1.0) -> Samples:
         """Every possible response once, as answers to one empty prompt: N rows."""
@@ -86,10 +78,12 @@ class TabularPolicy:
         count = len(tokens)
         one = torch.zeros((count, 1), dtype=torch.long)
         group = torch.zeros(count, dtype=torch.long)
-        prompts = Prompts(one, one.bool(), [{"prompt": ""}] * count, group)
-        return self._samples(prompts, tokens, temperature)
+        stream = torch.arange(count)
+        prompts = Prompts(one, one.bool(), [{"prompt": ""}] * count, group, stream)
+        return self.samples(prompts, tokens, temperature)
 
-    def _samples(self, prompts: Prompts, tokens: Tensor, temperature: float) -> Samples:
+    def samples(self, prompts: Prompts, tokens: Tensor, temperature: float) -> Samples:
+        """The responses ``tokens`` [B, R], each up to its end."""
         mask = response_mask(tokens, (self.eos,))
         finished = (tokens.eq(self.eos) & mask).any(1)
         return Samples(prompts, tokens, mask, finished, temperature, decode=self.decode)
@@ -97,6 +91,10 @@ class TabularPolicy:
     def decode(self, tokens: list[int]) -> str:
         """Tokens as letters: 0 is "a", 1 is "b"; the end of a response is not shown."""
         return "".join(chr(ord("a") + token) for token in tokens if token != self.eos)
+
+    def encode(self, samples: Samples) -> Samples:
+        """There is no trunk."""
+        return samples
 
     def evaluate(self, samples: Samples) -> PolicyOutput:
         """Log-probabilities [B, R] and one-hot states [B, R, hidden_size]."""
@@ -136,6 +134,23 @@ class TabularPolicy:
 
     def save(self, folder: Path) -> None:
         save_tensors(folder / "policy.safetensors", self.state_dict())
+
+
+class TabularSampler:
+    """Implements rlhf_kit.interfaces.Sampler for a TabularPolicy."""
+
+    @torch.no_grad()
+    def __call__(self, policy: Policy, prompts: Prompts, sampling: Sampling) -> Samples:
+        if not isinstance(policy, TabularPolicy):
+            raise TypeError(f"samples a TabularPolicy, this is a {type(policy).__name__}")
+        tokens = torch.zeros((len(prompts), 0), dtype=torch.long)
+        draws = uniforms(sampling.key, prompts.stream, sampling.max_new_tokens)
+        for draw in draws.unbind(1):
+            chosen, _ = sample_tokens(policy.logits(tokens), sampling.temperature, draw)
+            tokens = torch.cat([tokens, chosen[:, None]], 1)
+        said = response_mask(tokens, (policy.eos,))
+        tokens = tokens.masked_fill(~said, policy.eos)[:, : int(said.any(0).sum())]
+        return policy.samples(prompts, tokens, sampling.temperature)
 
 
 def enumerate_responses(vocabulary: int, length: int, eos: int) -> tuple[Tensor, Tensor]:
@@ -189,7 +204,7 @@ def made_up_samples(
     ]
     tokens, mask = pad([text or [_EOS] for text in texts], 0)
     return Samples(
-        Prompts(prompt_tokens, prompt_mask, list(rows), group),
+        Prompts(prompt_tokens, prompt_mask, list(rows), group, torch.arange(len(rows))),
         tokens,
         mask,
         finished=torch.tensor(finished, dtype=torch.bool),

@@ -57,13 +57,16 @@ class Activations:
         return cls(trunk.states[mask].split(mask.sum(1).tolist()), trunk.origin)
 
     @classmethod
-    def of_columns(cls, pieces: list[Tensor], mask: Tensor, origin: TrunkId) -> Activations:
+    def of_columns(
+        cls, pieces: list[Tensor], mask: Tensor, rows: Sequence[Tensor], origin: TrunkId
+    ) -> Activations:
         """The same of neighbouring columns, as decoding yields them.
 
         Args:
-            pieces: [B, T_p, H] each, together T columns wide. Emptied on the way, so that pieces
+            pieces: [B_p, T_p, H] each, together T columns wide. Emptied on the way, so that pieces
                 and result are never both whole in memory.
             mask: [B, T] bool.
+            rows: [B_p] int64 for each piece, which rows it is of; all that are valid there.
             origin: of the pieces.
         """
         lengths = mask.sum(1)
@@ -71,11 +74,11 @@ class Activations:
         flat = pieces[0].new_empty((int(lengths.sum()), pieces[0].shape[2]))
         begin = 0
         pieces.reverse()
-        while pieces:
+        for some in rows:
             piece = pieces.pop()
             columns = slice(begin, begin + piece.shape[1])
-            valid = mask[:, columns]
-            flat[places[:, columns][valid]] = piece[valid]
+            valid = mask[some, columns]
+            flat[places[some, columns][valid]] = piece[valid]
             begin = columns.stop
         return cls(flat.split(lengths.tolist()), origin)
 

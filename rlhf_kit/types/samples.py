@@ -24,9 +24,19 @@ class Prompts:
     mask: Tensor  # [B, P] bool
     rows: Sequence[Row]  # the source rows, so that a reward can read a reference answer
     group: Tensor  # [B] int64: rows of one group answer the same prompt
+    stream: Tensor  # [B] int64: names the row's own stream of draws; rows of one draw alike
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def to(self, device: torch.device) -> Prompts:
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            mask=self.mask.to(device),
+            group=self.group.to(device),
+            stream=self.stream.to(device),
+        )
 
     def select(self, index: Tensor) -> Prompts:
         """Rows ``index``, cut on the left to the longest of them."""
@@ -37,28 +47,56 @@ class Prompts:
             mask[:, first:],
             [self.rows[i] for i in index.tolist()],
             self.group[index],
+            self.stream[index],
         )
 
     def repeat(self, times: int) -> Prompts:
-        """Each prompt ``times`` times in a row; ``group`` keeps them together."""
+        """Each prompt ``times`` times in a row; ``group`` keeps them together.
+
+        Repetition k of a row draws from stream ``stream * times + k``.
+        """
+        each = torch.arange(times, device=self.stream.device)
         return Prompts(
             self.tokens.repeat_interleave(times, 0),
             self.mask.repeat_interleave(times, 0),
             [row for row in self.rows for _ in range(times)],
             self.group.repeat_interleave(times, 0),
+            (self.stream[:, None] * times + each).flatten(),
         )
+
+    def split(self, size: int) -> Iterator[Prompts]:
+        """Chunks of at most ``size`` rows; only a group that is larger itself is cut."""
+        for index in _whole_groups(self.group, size):
+            yield self.select(index)
+
+
+def _whole_groups(group: Tensor, size: int) -> Sequence[Tensor]:
+    """Rows in chunks of at most ``size``, in their order; a group stays whole if it fits in one.
+
+    Args:
+        group: [B] int64, neighbours that belong together being equal.
+    """
+    lengths = torch.unique_consecutive(group, return_counts=True)[1]
+    chunks: list[Tensor] = []
+    for rows in torch.arange(len(group)).split(lengths.tolist()):
+        if chunks and len(chunks[-1]) + len(rows) <= size:
+            chunks[-1] = torch.cat([chunks[-1], rows])
+        else:
+            chunks.extend(rows.split(size))
+    return chunks
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: plain ancestral sampling at a temperature, from an explicit generator.
+    """How to sample: plain ancestral sampling at a temperature.
 
-    There is no top-k or top-p: PPO must score exactly the distribution it sampled from.
+    There is no top-k or top-p: PPO must score exactly the distribution it sampled from. Token t of
+    a row is drawn with ``rlhf_kit.ops.draws.uniforms(key, prompts.stream, ...)[row, t]``.
     """
 
     max_new_tokens: int
-    temperature: float = 1.0
-    generator: torch.Generator | None = None
+    temperature: float
+    key: int  # 63 bits that name stage and step
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +206,7 @@ class Samples:
             joined([p.mask for p in begins], left=True),
             [row for p in begins for row in p.rows],
             torch.cat([p.group for p in begins]),
+            torch.cat([p.stream for p in begins]),
         )
         trunks = [part.trunk for part in parts if part.trunk is not None]
         drawn = [p.sampled_logprobs for p in parts if p.sampled_logprobs is not None]

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
-from rlhf_kit.interfaces import Context, RewardFn, StageRun, Stateful
-from rlhf_kit.stagekit.batches import sampling_of
+from rlhf_kit.interfaces import Context, RewardFn, Sampler, StageRun, Stateful
 from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.journal import Journal
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.sample import sample
 from rlhf_kit_evaluation.options import BestOfNOptions
 
 
@@ -62,19 +63,6 @@ def _shared(weights: Tensor, ranked: Tensor) -> Tensor:
     return (sums / count)[group]
 
 
-class _Scores:
-    """The scores so far, as part of a checkpoint."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, list[float]]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = list(state["rows"])
-
-
 class BestOfN:
     """Samples N responses to every prompt once, and reads all n and all proxies off them."""
 
@@ -91,6 +79,7 @@ class BestOfN:
             option="most_prompts",
             room=options.sampling.max_new_tokens,
         )
+        self._sampler: Sampler = context.build(options.sampler)
         self._gold: RewardFn = context.build(options.gold)
         probe(self._gold, self._prompts.rows, "gold")
         self._proxies: dict[str, RewardFn] = {
@@ -106,27 +95,21 @@ class BestOfN:
         for reward in (self._gold, *self._proxies.values()):
             load_models(reward, memory)
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
-        sampling = sampling_of(o.sampling, run.generator)
-        done, endings = _Scores(), Endings(run)
+        done, endings, key = Journal(), Endings(run), run.key("sample")
         state: dict[str, Stateful] = {"scores": done}
         parts = {"gold": self._gold, **self._proxies}
         state |= {f"reward {n}": p for n, p in parts.items() if isinstance(p, Stateful)}
         for step in run.steps(len(self._prompts), state, unit="prompt"):
-            prompts = self._prompts.batch(torch.tensor([step]))
-            found: dict[str, list[float]] = {"gold": []}
-            left = o.samples_per_prompt
-            while left:
-                count = min(left, o.sampling.batch_size)
-                samples = policy.generate(prompts.repeat(count), sampling)
-                endings.see(samples)
+            prompts = self._prompts.batch(torch.tensor([step])).repeat(o.samples_per_prompt)
+            found: dict[str, list[float]] = {name: [] for name in parts}
+            for samples in sample(self._sampler, policy, prompts, o.sampling, key, endings=endings):
                 for name, part in parts.items():
-                    found.setdefault(name, []).extend(score(part, samples, name)[0].tolist())
-                left -= count
-            done.rows.append(found)
+                    found[name] += score(part, samples, name)[0].tolist()
+            done.add(found)
             means = {key: sum(values) / len(values) for key, values in found.items()}
             line = f"prompt {step + 1}/{len(self._prompts)}" if step % 10 == 9 else None
             run.end_step(step, means, line)
-        curves = self.curves(done.rows)
+        curves = self.curves(list(done))
         write_json(run.folder / "best_of_n.json", curves)
         return {"best_of_n": curves[-1], **self._left_out.summary()}
 

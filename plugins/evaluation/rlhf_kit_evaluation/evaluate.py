@@ -11,14 +11,15 @@ from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, probe, score
-from rlhf_kit.interfaces import Context, Policy, Reference, RewardFn, StageRun
+from rlhf_kit.interfaces import Context, Policy, Reference, RewardFn, Sampler, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
-from rlhf_kit.stagekit.batches import sampling_of, text_blocks
+from rlhf_kit.stagekit.batches import text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.types import Samples, Texts
 from rlhf_kit_evaluation.options import EvaluateOptions
 
@@ -60,6 +61,7 @@ class Evaluate:
             longest=options.max_prompt_tokens,
             room=options.sampling.max_new_tokens,
         )
+        self._sampler: Sampler = context.build(options.sampler)
         self._gold: RewardFn = context.build(options.gold)
         probe(self._gold, self._prompts.rows)
         self._reward: RewardFn | None = (
@@ -87,8 +89,8 @@ class Evaluate:
         policy = memory.policy(context.artifact(o.ppo), trainable=False)
         baseline = memory.policy(context.artifact(o.sft), trainable=False)
         run.say(f"sampling {o.samples_per_prompt} x {len(self._prompts)} responses of each policy")
-        ppo = self._judge(policy, baseline, run, "of ppo")
-        sft = self._judge(baseline, baseline, run, "of sft")
+        ppo = self._judge(policy, baseline, run, "ppo")
+        sft = self._judge(baseline, baseline, run, "sft")
         won = wins(ppo.gold, sft.gold, o)
         low, high = bootstrap_interval(won, torch.ones_like(won), run.generator)
         summary: dict[str, Any] = {
@@ -111,15 +113,11 @@ class Evaluate:
 
     def _judge(self, policy: Policy, baseline: Reference, run: StageRun, whose: str) -> Judged:
         o = self._options
-        sampling = sampling_of(o.sampling, run.generator)
-        endings = Endings(run, whose)
-        size = max(1, o.sampling.batch_size // o.samples_per_prompt)
-        found = []
-        for prompts in self._prompts.split(size):
-            samples = policy.generate(prompts.repeat(o.samples_per_prompt), sampling)
-            endings.see(samples)
-            found.append(self._judge_samples(policy, baseline, samples))
-        return Judged.join(found)
+        prompts = self._prompts.all().repeat(o.samples_per_prompt)
+        # With a name of their own in the key, the samples of two policies are independent.
+        key, endings = run.key("sample", whose), Endings(run, f"of {whose}")
+        found = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
+        return Judged.join([self._judge_samples(policy, baseline, samples) for samples in found])
 
     @torch.no_grad()
     def _judge_samples(self, policy: Policy, baseline: Reference, samples: Samples) -> Judged:

@@ -200,3 +200,7 @@ class TrainedRewardOptions(Options):
         alias="from",
         description="the reward_model stage, or a folder of one",
     )
+
+
+class DecodeOptions(Options):
+    """No options."""

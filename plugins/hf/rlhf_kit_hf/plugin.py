@@ -50,6 +50,13 @@ def rlhf_components() -> Iterable[Component]:
         "One frozen backbone, a LoRA adapter for each role.",
     )
     yield Component(
+        "sampler",
+        "decode",
+        f"{package}.sampler:DecodeSampler",
+        options.DecodeOptions,
+        "The model itself decodes, in this process, with a key-value cache.",
+    )
+    yield Component(
         "value",
         "separate",
         f"{package}.critic:SeparateCritic",

@@ -12,8 +12,7 @@ from torch.nn import Parameter
 
 from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.ops.logprobs import selected_logprobs
-from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
-from rlhf_kit_hf.decode import decode
+from rlhf_kit.types import PolicyOutput, Samples, TextBatch
 from rlhf_kit_hf.role import Role
 
 
@@ -21,14 +20,14 @@ class TransformersReference:
     """Implements rlhf_kit.interfaces.Reference over any memory strategy; has no state to save."""
 
     def __init__(self, role: Role, device: torch.device) -> None:
-        self._role, self._device = role, device
+        self.role, self.device = role, device
 
     def evaluate(self, samples: Samples) -> PolicyOutput:
-        hidden = self._role.hidden(samples.tokens, samples.token_mask, samples.padded_trunk())
+        hidden = self.role.hidden(samples.tokens, samples.token_mask, samples.padded_trunk())
         # The one place where states shift against tokens: column t chose token t + 1.
         states = hidden[:, samples.prompts.tokens.shape[1] - 1 : -1]  # [B, R, H]
         logprobs = selected_logprobs(
-            self._role.head,
+            self.role.head,
             states,
             samples.response_tokens,
             samples.response_mask,
@@ -37,10 +36,10 @@ class TransformersReference:
         return PolicyOutput(logprobs, states)
 
     def next_token_logprobs(self, texts: TextBatch) -> Tensor:
-        tokens, mask = texts.tokens.to(self._device), texts.mask.to(self._device)
-        hidden = self._role.hidden(tokens, mask, texts.trunk)
+        tokens, mask = texts.tokens.to(self.device), texts.mask.to(self.device)
+        hidden = self.role.hidden(tokens, mask, texts.trunk)
         return selected_logprobs(
-            self._role.head, hidden[:, :-1], tokens[:, 1:], texts.predicted.to(self._device)
+            self.role.head, hidden[:, :-1], tokens[:, 1:], texts.predicted.to(self.device)
         )
 
 
@@ -49,33 +48,23 @@ class TransformersPolicy(TransformersReference):
 
     def __init__(self, role: Role, tokenizer: Tokenizer, device: torch.device) -> None:
         super().__init__(role, device)
-        self._tokenizer, self.hidden_size = tokenizer, role.hidden_size
+        self.tokenizer, self.hidden_size = tokenizer, role.hidden_size
 
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        on_device = Prompts(
-            prompts.tokens.to(self._device),
-            prompts.mask.to(self._device),
-            prompts.rows,
-            prompts.group.to(self._device),
-        )
-        return decode(
-            self._role,
-            on_device,
-            sampling,
-            ends=self._tokenizer.end_ids,
-            pad=self._tokenizer.pad_id,
-            to_text=self._tokenizer.decode,
-            max_length=self._tokenizer.max_length,
-        )
+    @torch.no_grad()
+    def encode(self, samples: Samples) -> Samples:
+        if samples.trunk is not None:
+            return samples
+        trunk = self.role.encode(samples.tokens, samples.token_mask)
+        return samples if trunk is None else samples.with_trunk(trunk)
 
     def parameters(self) -> Iterable[Parameter]:
-        return self._role.parameters()
+        return self.role.parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._role.state_dict()
+        return self.role.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._role.load_state_dict(state)
+        self.role.load_state_dict(state)
 
     def save(self, folder: Path) -> None:
-        self._role.save(folder)
+        self.role.save(folder)

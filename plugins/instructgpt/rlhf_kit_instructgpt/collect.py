@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,31 +10,15 @@ import torch
 from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.scoring import load_models, probe_labeler
 from rlhf_kit.errors import DataError
-from rlhf_kit.interfaces import Context, Labeler, StageRun, Stateful, Tokenizer
-from rlhf_kit.stagekit.batches import sampling_of
+from rlhf_kit.interfaces import Context, Labeler, Sampler, StageRun, Stateful, Tokenizer
 from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.journal import Journal, in_chunks
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.types import Samples
 from rlhf_kit.types.samples import Row
 from rlhf_kit_instructgpt.options import CollectOptions
-
-
-class Rows:
-    """The comparisons written so far, as part of a checkpoint."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def rows(self) -> Iterator[Row]:
-        """What the lines say."""
-        return map(json.loads, self.lines)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"lines": self.lines}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.lines = list(state["lines"])
 
 
 class Collect:
@@ -61,6 +44,7 @@ class Collect:
         }
         self._prompts = PromptSet.join(list(chosen.values()))
         self._splits = [split for split, prompts in chosen.items() for _ in prompts.rows]
+        self._sampler: Sampler = context.build(options.sampler)
         self._labeler: Labeler = context.build(options.labeler)
         probe_labeler(self._labeler, self._prompts.rows)
 
@@ -70,43 +54,42 @@ class Collect:
         memory = self._context.memory()
         load_models(self._labeler, memory)
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
-        sampling = sampling_of(o.sampling, run.generator)
         size = max(1, o.sampling.batch_size // o.completions)
-        chunks = torch.arange(len(self._prompts)).split(size)
-        done, endings = Rows(), Endings(run)
+        done, endings, key = Journal(), Endings(run), run.key("sample")
         state: dict[str, Stateful] = {"rows": done}
         if isinstance(self._labeler, Stateful):
             state["labeler"] = self._labeler
-        for step in run.steps(len(chunks), state, unit="batch"):
-            prompts = self._prompts.batch(chunks[step]).repeat(o.completions)
-            samples = policy.generate(prompts, sampling)
-            endings.see(samples)
+        for chunk in in_chunks(run, len(self._prompts), size, state, unit="prompt"):
+            prompts = self._prompts.batch(torch.tensor(chunk)).repeat(o.completions)
+            found = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
+            samples = Samples.join(list(found))
             ranks, scores = self._labeler(samples)
-            splits = [self._splits[i] for i in chunks[step].tolist()]
+            splits = [self._splits[i] for i in chunk]
             usable = [
                 _reads_back(self._context.tokenizer, text, bool(finished))
                 for text, finished in zip(samples.responses, samples.finished, strict=True)
             ]
-            found = comparisons(samples, ranks, scores, splits, usable)
-            done.lines += [json.dumps(row, ensure_ascii=False) for row in found]
+            done.add(*comparisons(samples, ranks, scores, splits, usable))
             length = samples.response_mask.sum(1).float().mean().item()
             metrics = {
                 "response_length": length,
                 "finished": samples.finished.float().mean().item(),
             }
-            line = f"batch {step + 1}/{len(chunks)}  {len(done.lines)} prompts  length {length:.1f}"
-            run.end_step(step, metrics, line)
+            line = (
+                f"prompt {chunk.stop}/{len(self._prompts)}  {len(done)} kept  length {length:.1f}"
+            )
+            run.end_step(chunk.stop - 1, metrics, line)
         text = "\n".join(done.lines) + "\n"
         write_atomically(run.folder / "comparisons.jsonl", lambda file: file.write(text.encode()))
         used = LeftOut()
-        asked, kept = len(self._prompts), sum(len(row["completions"]) for row in done.rows())
+        asked, kept = len(self._prompts), sum(len(row["completions"]) for row in done)
         why = "fewer than two completions that say something"
-        used.note(asked - len(done.lines), asked, "prompts", why)
+        used.note(asked - len(done), asked, "prompts", why)
         total = asked * o.completions
         why = "empty, ending too early when read again, or of a prompt that is left out"
         used.note(total - kept, total, "completions", why)
         used.tell(run)
-        return {"prompts": len(done.lines), "completions": o.completions, **used.summary()}
+        return {"prompts": len(done), "completions": o.completions, **used.summary()}
 
 
 def _reads_back(tokenizer: Tokenizer, text: str, finished: bool) -> bool:

@@ -11,14 +11,15 @@ from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.engine.scoring import load_models, probe, score
-from rlhf_kit.interfaces import Context, Loss, Policy, RewardFn, StageRun, Stateful
-from rlhf_kit.stagekit.batches import answered, held_out_blocks, sampling_of, text_blocks
+from rlhf_kit.interfaces import Context, Loss, Policy, RewardFn, Sampler, StageRun, Stateful
+from rlhf_kit.stagekit.batches import answered, held_out_blocks, text_blocks
 from rlhf_kit.stagekit.best import Best
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.stagekit.streams import TextStream
 from rlhf_kit.types import Masked, NllInputs, TextBatch, Texts
 from rlhf_kit_instructgpt.options import SFTOptions
@@ -33,8 +34,8 @@ class SFT:
         self._train, _ = self._demonstrations("train")
         self._validation, prompts = self._demonstrations("validation")
         self._loss: Loss[NllInputs, Masked] = context.build(options.loss)
+        self._sampler: Sampler = context.build(options.sampler)
         self._reward: RewardFn | None = None
-        self._endings: Endings | None = None  # of a run
         if options.select_by is not None:
             self._prompts = PromptSet.chosen(
                 prompts.rows,
@@ -80,16 +81,15 @@ class SFT:
         memory = self._context.memory()
         if self._reward is not None:
             load_models(self._reward, memory)
-        self._endings = Endings(run)
         policy = memory.policy(self._context.artifact(o.start), residual_dropout=o.residual_dropout)
         per_epoch = math.ceil(len(self._train) / self._size)
         total = per_epoch * o.epochs
         group = ParameterGroup(list(policy.parameters()), o.optimizer.learning_rate)
         optimizer = build_optimizer([group], o.optimizer, total)
         cycle = Cycle(len(self._train), self._size, run.generator, span_passes=False)
-        best = Best(policy)
+        best, endings = Best(policy), Endings(run)
         if not run.resumed:
-            cost = self._cost(self.judge(policy))
+            cost = self._cost(self.judge(policy, run, endings))
             # Scores are of a few samples: by luck the untrained model could be the best.
             best.offer(cost) if self._reward is None else best.start(cost)
         state: dict[str, Any] = {
@@ -119,7 +119,7 @@ class SFT:
             metrics, line = dict(update.stats), f"step {step + 1}/{total}"
             line += f"  loss {metrics['sft/loss']:.3f}"
             if (step + 1) % per_epoch == 0:
-                found = self.judge(policy)
+                found = self.judge(policy, run, endings)
                 best.offer(self._cost(found))
                 metrics |= {f"validation/{key}": value for key, value in found.items()}
                 line += "".join(f"  validation {key} {value:.3f}" for key, value in found.items())
@@ -140,7 +140,7 @@ class SFT:
         return NllInputs(logprobs, texts.predicted.to(logprobs.device))
 
     @torch.no_grad()
-    def judge(self, policy: Policy) -> dict[str, float]:
+    def judge(self, policy: Policy, run: StageRun, endings: Endings) -> dict[str, float]:
         """``loss`` on the validation split, divided once, as in training; with `select_by` the
 
         mean ``score`` of samples; with a mix the ``perplexity`` on held-out running text.
@@ -152,19 +152,17 @@ class SFT:
             count += self._loss.count(micro.targets).item()
         found = {"loss": total / max(count, 1.0)}
         if self._reward is not None:
-            found["score"] = self._score(policy, self._reward)
+            # The same draws for every epoch, so that they differ by their weights alone.
+            answers = sample(
+                self._sampler,
+                policy,
+                self._prompts.all(),
+                self._options.sampling,
+                run.key("select_by"),
+                endings=endings,
+            )
+            totals = [score(self._reward, each, "select_by")[0].sum().item() for each in answers]
+            found["score"] = sum(totals) / len(self._prompts)
         if self._held_out is not None:
             found["perplexity"] = perplexity(policy, self._held_out)
         return found
-
-    def _score(self, policy: Policy, reward: RewardFn) -> float:
-        # The same draws for every epoch, so that they differ by their weights alone.
-        sampling, generator = self._options.sampling, torch.Generator()
-        generator.manual_seed(self._context.seed)
-        total = 0.0
-        for prompts in self._prompts.split(sampling.batch_size):
-            samples = policy.generate(prompts, sampling_of(sampling, generator))
-            if self._endings is not None:
-                self._endings.see(samples)
-            total += score(reward, samples, "select_by")[0].sum().item()
-        return total / len(self._prompts)

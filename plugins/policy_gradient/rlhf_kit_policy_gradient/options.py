@@ -138,6 +138,7 @@ class PPOPtxOptions(Options):
     gate_skip: Observation[list[GateCheck]] = Field(
         [], description="checks of the gate to leave out"
     )
+    sampler: Part = slot("sampler", use="decode", description="how responses are drawn")
     sampling: SamplingOptions = block(description="how to sample")
     optimizer: OptimizerOptions = block(
         {"learning_rate": 5e-6, "warmup_steps": 80},

@@ -19,6 +19,7 @@ from rlhf_kit.interfaces import (
     PtxController,
     Reference,
     RewardFn,
+    Sampler,
     Stateful,
     ValueHead,
 )
@@ -42,6 +43,7 @@ class PPOParts:
 
     policy: Policy
     reference: Reference
+    sampler: Sampler
     value: ValueHead | None  # None where the estimator needs no values
     reward: RewardFn
     advantage: AdvantageEstimator

@@ -16,9 +16,9 @@ from rlhf_kit.engine.scoring import score
 from rlhf_kit.interfaces import StageRun
 from rlhf_kit.ops.kl import kl_penalised_rewards, sequence_kl
 from rlhf_kit.ops.sequence import by_length, last_index, with_place_after_end
-from rlhf_kit.stagekit.batches import sampling_of
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.perplexity import perplexity
+from rlhf_kit.stagekit.sample import sampling_of
 from rlhf_kit.types import (
     Advantages,
     Experience,
@@ -51,20 +51,20 @@ class PPOPtx:
     def run(self, run: StageRun) -> int:
         """Train; returns how many rollouts came before the one that ended it, if one did."""
         o, parts = self.options, self.parts
-        sampling = sampling_of(o.sampling, run.generator)
         endings = Endings(run)
         for step in run.steps(o.steps, parts.state()):
-            if self.step(run, step, sampling, endings) == "stop":
+            if self.step(run, step, endings) == "stop":
                 return step
         return o.steps
 
-    def step(self, run: StageRun, step: int, sampling: Sampling, endings: Endings) -> str:
+    def step(self, run: StageRun, step: int, endings: Endings) -> str:
         """One rollout and what is learned from it; returns the verdict on its KL.
 
         A method, so that the rollout is gone before the next one is collected.
         """
         o, parts, clock = self.options, self.parts, Clock()
         extra = self.steer_ptx(step, clock)
+        sampling = sampling_of(o.sampling, run.key("sample", step))
         rollout = self.collect(parts.prompts.next(), sampling, clock)
         endings.see(rollout.samples)
         trim_heap()  # decoding leaves other shapes behind than updates need
@@ -90,17 +90,14 @@ class PPOPtx:
 
     def collect(self, prompts: Prompts, sampling: Sampling, clock: Clock) -> Rollout:
         """Sample ``sampling.batch_size`` rows at a time; the responses to a prompt together."""
-        repeat = self.options.samples_per_prompt
-        size = max(1, self.options.sampling.batch_size // repeat) * repeat
-        chunks = torch.arange(len(prompts)).split(size)
-        parts = [self.collect_chunk(prompts.select(rows), sampling, clock) for rows in chunks]
-        return Rollout.join(parts)
+        chunks = prompts.split(self.options.sampling.batch_size)
+        return Rollout.join([self.collect_chunk(chunk, sampling, clock) for chunk in chunks])
 
     @torch.no_grad()
     def collect_chunk(self, prompts: Prompts, sampling: Sampling, clock: Clock) -> Rollout:
         """Sample, and record everything that PPO later holds fixed."""
         with clock.phase("sample"):
-            samples = self.parts.policy.generate(prompts, sampling)
+            samples = self.parts.sampler(self.parts.policy, prompts, sampling)
             if self.options.score_at == "after_end":
                 # The critic must see the place after the end of the longest row too, or it would
                 # depend on the rows beside it whether a row has one.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 from rlhf_kit import Part
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.clock import Clock
@@ -20,15 +18,17 @@ from rlhf_kit.interfaces import (
     InvertibleNormalizer,
     Policy,
     Reference,
+    Sampler,
     StageRun,
     Stateful,
     ValueHead,
 )
 from rlhf_kit.ops.kl import sequence_kl
-from rlhf_kit.stagekit.batches import held_out_blocks, sampling_of, text_blocks
+from rlhf_kit.stagekit.batches import held_out_blocks, text_blocks
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.sample import sampling_of
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 from rlhf_kit.types import Texts
 from rlhf_kit_policy_gradient.control import KLLimit
@@ -60,6 +60,7 @@ class PPOPtxStage:
             longest=options.max_prompt_tokens,
             room=options.sampling.max_new_tokens,
         )
+        self._sampler: Sampler = context.build(options.sampler)
         self._reward = context.build(options.reward)
         probe(self._reward, self._prompts.rows)
         self._plain = {name: context.build(getattr(options, name)) for name in _PARTS}
@@ -144,6 +145,7 @@ class PPOPtxStage:
         return PPOParts(
             policy=policy,
             reference=reference,
+            sampler=self._sampler,
             value=value,
             reward=self._reward,
             kl=self._kl,
@@ -163,8 +165,8 @@ class PPOPtxStage:
         """The gate; puts all randomness and the reward's state back, so that it changes nothing."""
         o, tokenizer = self._options, self._context.tokenizer
         # No more rows at once than training puts through the model.
-        prompts = next(self._prompts.split(min(GATE_PROMPTS, max(2, o.micro_batch))))
-        sampling = sampling_of(o.sampling, torch.Generator().manual_seed(0))
+        prompts = self._prompts.first(min(GATE_PROMPTS, max(2, o.micro_batch))).all()
+        sampling = sampling_of(o.sampling, run.key("gate"))
         touched: dict[str, Stateful] = {"generators": GeneratorState(run.generator)}
         if isinstance(self._reward, Stateful):
             touched["reward"] = self._reward
@@ -175,7 +177,7 @@ class PPOPtxStage:
             self._value,
             self._reward,
             tokenizer,
-            policy.generate(prompts, sampling),
+            self._sampler(policy, prompts, sampling),
             same_reference,
             o.micro_batch,
         )
@@ -189,10 +191,9 @@ class PPOPtxStage:
         """Score and KL of the averaged weights and of the last ones, on the same prompts."""
         ema, prompts = algorithm.parts.ema, algorithm.parts.prompts.next()
         assert ema is not None
-        seed = int(torch.randint(2**62, (), generator=run.generator))
+        sampling = sampling_of(self._options.sampling, run.key("average"))
 
         def measured() -> dict[str, float]:
-            sampling = sampling_of(self._options.sampling, torch.Generator().manual_seed(seed))
             rollout = algorithm.collect(prompts, sampling, Clock())
             kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)
             return {"score": rollout.scores.mean().item(), "kl": kl.mean().item()}
