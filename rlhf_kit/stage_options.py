@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_kit.components import Execution, Options
+from rlhf_kit.components import Execution, Options, Part, slot
 
 
 class OptimizerOptions(Options):
@@ -35,6 +35,7 @@ class OptimizerOptions(Options):
 class SamplingOptions(Options):
     """Ancestral sampling; nothing is cut off, since PPO must score what was sampled."""
 
+    sampler: Part = slot("sampler", use="decode", description="who draws the responses")
     max_new_tokens: int = Field(32, ge=1, description="longest response, in tokens")
     temperature: float = Field(1.0, gt=0, description="1 in the paper (app. C.4)")
     batch_size: Execution[int] = Field(64, ge=1, description="rows decoded together")

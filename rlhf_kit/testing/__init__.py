@@ -17,7 +17,7 @@ _PUBLIC = {
     "part": "building",
     "check_advantage": "conformance",
     "check_component": "components",
-    "check_kl_controller": "conformance",
+    "check_kl_controller": "controllers",
     "check_labeler": "conformance",
     "check_labelled_loss": "preferences",
     "check_loss": "losses",
@@ -27,7 +27,7 @@ _PUBLIC = {
     "check_plugin": "components",
     "check_policy_loss": "losses",
     "check_preference_loss": "preferences",
-    "check_ptx_controller": "conformance",
+    "check_ptx_controller": "controllers",
     "check_reward": "conformance",
     "check_value_loss": "losses",
     "TabularPolicy": "toy",
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     from rlhf_kit.testing.components import check_component as check_component
     from rlhf_kit.testing.components import check_plugin as check_plugin
     from rlhf_kit.testing.conformance import check_advantage as check_advantage
-    from rlhf_kit.testing.conformance import check_kl_controller as check_kl_controller
     from rlhf_kit.testing.conformance import check_labeler as check_labeler
     from rlhf_kit.testing.conformance import check_normalizer as check_normalizer
-    from rlhf_kit.testing.conformance import check_ptx_controller as check_ptx_controller
     from rlhf_kit.testing.conformance import check_reward as check_reward
+    from rlhf_kit.testing.controllers import check_kl_controller as check_kl_controller
+    from rlhf_kit.testing.controllers import check_ptx_controller as check_ptx_controller
     from rlhf_kit.testing.inputs import made_up_experience as made_up_experience
     from rlhf_kit.testing.inputs import made_up_policy_inputs as made_up_policy_inputs
     from rlhf_kit.testing.losses import check_loss as check_loss

@@ -19,10 +19,8 @@ from rlhf_kit.interfaces import (
     AdvantageEstimator,
     CompositeReward,
     InvertibleNormalizer,
-    KLController,
     Labeler,
     Normalizer,
-    PtxController,
     RewardFn,
     Stateful,
 )
@@ -372,115 +370,3 @@ def check_labeler(labeler: Labeler, samples: Samples | None = None) -> None:
         other == [ranks[i] for i in order],
         f"{name}: another order of the rows changed ranks; rank i should belong to response i",
     )
-
-
-def check_kl_controller(controller: KLController, *, needs: Collection[str] = ()) -> None:
-    """Check a KL controller: a finite coefficient that stays >= 0, and state that survives.
-
-    ``coefficient`` can be set, as the stage does; more KL never lowers it below what less KL
-    gives; ``load_state_dict(state_dict())`` continues exactly. ``needs`` are its component's: one
-    that raises a coefficient but never one of 0 needs "positive_coefficient".
-    """
-    name = named(controller)
-    fresh = copy.deepcopy(controller.state_dict())
-    controller.coefficient = 0.0
-    for _ in range(50):
-        controller.update(1e3, 64)
-    stuck = controller.coefficient == 0
-    controller.load_state_dict(fresh)
-    controller.coefficient = 0.05
-    start = copy.deepcopy(controller.state_dict())
-
-    def after(*kls: float) -> float:
-        controller.load_state_dict(copy.deepcopy(start))
-        for kl in kls:
-            controller.update(kl, 64)
-            value = controller.coefficient
-            require(
-                isinstance(value, float) and math.isfinite(value) and value >= 0,
-                f"{name}: after updates with KL {kl} the coefficient is {value!r}; it should be a "
-                "float >= 0",
-            )
-        return controller.coefficient
-
-    require(
-        after() == 0.05,
-        f"{name}: load_state_dict(state_dict()) should restore the coefficient; it gives {after()}",
-    )
-    low, high = after(*[0.0] * 50), after(*[1e3] * 50)
-    require(high >= low, f"{name}: a large KL should not give a smaller coefficient than none")
-    require(
-        not (stuck and high > 0.05) or "positive_coefficient" in needs,
-        f"{name}: a coefficient of 0 stays 0 whatever the KL; declare "
-        'needs=frozenset({"positive_coefficient"}) on its component',
-    )
-    once = after(20.0)
-    state = copy.deepcopy(controller.state_dict())
-    controller.update(3.0, 64)
-    straight = controller.coefficient
-    controller.load_state_dict(state)
-    _same_number(controller.coefficient, once, name)
-    controller.update(3.0, 64)
-    _same_number(controller.coefficient, straight, name)
-
-
-def _same_number(found: Any, wanted: float, name: str) -> None:
-    require(
-        found == wanted,
-        f"{name}: after load_state_dict the coefficient is {found}, without a resume {wanted}; "
-        "put all state into state_dict",
-    )
-
-
-def check_ptx_controller(controller: PtxController) -> None:
-    """Check a controller of gamma: a finite coefficient that stays >= 0, and state that survives.
-
-    ``coefficient`` can be set, as the stage does; ``every`` says how often to measure, 0 for
-    never; a perplexity that has risen since the first measurement never gives a smaller
-    coefficient than one that has fallen; ``load_state_dict(state_dict())`` continues exactly.
-    """
-    name = named(controller)
-    every = controller.every
-    require(
-        type(every) is int and every >= 0,
-        f"{name}.every should be an int, 0 for never measuring, got {every!r}",
-    )
-    other = copy.deepcopy(controller)
-    controller.coefficient = 0.5
-    start = copy.deepcopy(controller.state_dict())
-
-    def after(*perplexities: float) -> float:
-        controller.load_state_dict(copy.deepcopy(start))
-        for perplexity in perplexities:
-            controller.update(perplexity)
-            value = controller.coefficient
-            require(
-                isinstance(value, float) and math.isfinite(value) and value >= 0,
-                f"{name}: after updates with perplexity {perplexity} the coefficient is {value!r}; "
-                "it should be a float >= 0",
-            )
-        return controller.coefficient
-
-    require(
-        after() == 0.5,
-        f"{name}: load_state_dict(state_dict()) should restore the coefficient; it gives {after()}",
-    )
-    for length in (1, 50):
-        low, high = after(20.0, *[10.0] * length), after(20.0, *[1e6] * length)
-        require(
-            high >= low,
-            f"{name}: a perplexity that rises should not give a smaller coefficient than one that "
-            "falls: the pretraining term is what holds it down",
-        )
-    once = after(20.0, 20.5)
-    state = copy.deepcopy(controller.state_dict())
-    for perplexity in (40.0, 20.6):
-        controller.update(perplexity)
-    straight = controller.coefficient
-    for perplexity in (5.0, 80.0):  # nothing of this may be left after loading
-        other.update(perplexity)
-    other.load_state_dict(state)
-    _same_number(other.coefficient, once, name)
-    for perplexity in (40.0, 20.6):
-        other.update(perplexity)
-    _same_number(other.coefficient, straight, name)

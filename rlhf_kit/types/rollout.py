@@ -39,11 +39,13 @@ class Rollout:
     values: Tensor | None  # [B, R]
     scores: Tensor  # [B]
     components: dict[str, Tensor] = field(default_factory=dict)  # name -> [B], parts of a score
+    token_scores: Tensor | None = None  # [B, R], of a reward that scores tokens; scores is the sum
 
     @classmethod
     def join(cls, parts: Sequence[Rollout]) -> Rollout:
         """One rollout of several chunks, each padded to the widest of them."""
         values = [part.values for part in parts if part.values is not None]
+        tokens = [part.token_scores for part in parts if part.token_scores is not None]
         return cls(
             Samples.join([part.samples for part in parts]),
             joined([part.logprobs for part in parts]),
@@ -51,6 +53,7 @@ class Rollout:
             joined(values) if values else None,
             torch.cat([part.scores for part in parts]),
             {n: torch.cat([p.components[n] for p in parts]) for n in parts[0].components},
+            joined(tokens) if tokens else None,
         )
 
     @property

@@ -147,6 +147,17 @@ class Samples:
             for tokens, mask in zip(self.response_tokens, self.response_mask, strict=True)
         ]
 
+    def with_trunk(self, trunk: PaddedTrunk) -> Samples:
+        """With the activations ``trunk``, aligned with ``tokens``, kept without padding."""
+        return replace(self, trunk=Activations.of(trunk, self.token_mask))
+
+    def without_trunk(self) -> Samples:
+        return replace(self, trunk=None)
+
+    def trunk_on(self, device: torch.device) -> Samples:
+        """With the trunk, if there is one, moved to ``device``."""
+        return self if self.trunk is None else replace(self, trunk=self.trunk.to(device))
+
     def padded_trunk(self) -> PaddedTrunk | None:
         """Aligned with ``tokens``, made anew by every call: nobody keeps the padding."""
         return None if self.trunk is None else self.trunk.padded(self.token_mask)

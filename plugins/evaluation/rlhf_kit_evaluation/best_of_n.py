@@ -79,7 +79,7 @@ class BestOfN:
             option="most_prompts",
             room=options.sampling.max_new_tokens,
         )
-        self._sampler: Sampler = context.build(options.sampler)
+        self._sampler: Sampler = context.build(options.sampling.sampler)
         self._gold: RewardFn = context.build(options.gold)
         probe(self._gold, self._prompts.rows, "gold")
         self._proxies: dict[str, RewardFn] = {

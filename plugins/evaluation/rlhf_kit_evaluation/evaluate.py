@@ -61,7 +61,7 @@ class Evaluate:
             longest=options.max_prompt_tokens,
             room=options.sampling.max_new_tokens,
         )
-        self._sampler: Sampler = context.build(options.sampler)
+        self._sampler: Sampler = context.build(options.sampling.sampler)
         self._gold: RewardFn = context.build(options.gold)
         probe(self._gold, self._prompts.rows)
         self._reward: RewardFn | None = (

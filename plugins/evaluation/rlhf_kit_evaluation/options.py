@@ -43,7 +43,6 @@ class EvaluateOptions(Options):
     tie_margin: float = Field(0.0, ge=0, description="gold scores this close are a tie")
     pretraining_tokens: int = Field(8192, ge=64, description="how much text to measure on")
     pretraining_length: int = Field(256, ge=2, description="tokens of one text")
-    sampler: Part = slot("sampler", use="decode", description="how responses are drawn")
     sampling: SamplingOptions = block(description="how to sample")
     side_by_side: Observation[int] = Field(8, ge=0, description="how many pairs of samples to show")
 
@@ -75,5 +74,4 @@ class BestOfNOptions(Options):
     samples_per_prompt: int = Field(
         64, ge=2, description="samples of each prompt; the largest n is the last power of 2 in it"
     )
-    sampler: Part = slot("sampler", use="decode", description="how responses are drawn")
     sampling: SamplingOptions = block(description="how to sample")

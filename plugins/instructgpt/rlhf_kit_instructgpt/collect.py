@@ -44,7 +44,7 @@ class Collect:
         }
         self._prompts = PromptSet.join(list(chosen.values()))
         self._splits = [split for split, prompts in chosen.items() for _ in prompts.rows]
-        self._sampler: Sampler = context.build(options.sampler)
+        self._sampler: Sampler = context.build(options.sampling.sampler)
         self._labeler: Labeler = context.build(options.labeler)
         probe_labeler(self._labeler, self._prompts.rows)
 

@@ -69,9 +69,6 @@ class SFTOptions(Options):
     select_prompts: int = Field(
         64, ge=1, description="validation prompts that are answered after each epoch"
     )
-    sampler: Part = slot(
-        "sampler", use="decode", description="how the answers that select_by scores are drawn"
-    )
     sampling: SamplingOptions = block(description="how to sample the answers that select_by scores")
     optimizer: OptimizerOptions = block(
         {"learning_rate": 1.04e-5, "schedule": "cosine"},
@@ -90,7 +87,7 @@ class SFTOptions(Options):
             keys = ["pretraining_fraction", "pretraining_length"]
             unread |= dict.fromkeys(keys, "there is no pretraining text to mix in")
         if self.select_by is None:
-            keys = ["select_prompts", "sampler", "sampling"]
+            keys = ["select_prompts", "sampling"]
             unread |= dict.fromkeys(keys, "select_by is null")
         return unread
 
@@ -115,7 +112,6 @@ class CollectOptions(Options):
     )
     train_prompts: int | None = Field(None, ge=1, description="how many; null: all")
     validation_prompts: int | None = Field(None, ge=1, description="how many; null: all")
-    sampler: Part = slot("sampler", use="decode", description="how responses are drawn")
     sampling: SamplingOptions = block(description="how to sample")
 
 

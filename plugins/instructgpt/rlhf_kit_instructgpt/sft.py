@@ -34,7 +34,7 @@ class SFT:
         self._train, _ = self._demonstrations("train")
         self._validation, prompts = self._demonstrations("validation")
         self._loss: Loss[NllInputs, Masked] = context.build(options.loss)
-        self._sampler: Sampler = context.build(options.sampler)
+        self._sampler: Sampler = context.build(options.sampling.sampler)
         self._reward: RewardFn | None = None
         if options.select_by is not None:
             self._prompts = PromptSet.chosen(

@@ -7,30 +7,26 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rlhf_kit.engine.snapshot import Snapshot
-from rlhf_kit.errors import NumericsError
-from rlhf_kit.interfaces import KLController, Stateful
+from rlhf_kit.interfaces import Stateful
 from rlhf_kit_policy_gradient.options import (
     AdaptiveKLOptions,
     AdaptivePtxOptions,
     FixedKLOptions,
     FixedPtxOptions,
+    KLOptions,
 )
+
+Verdict = Literal["go on", "stop", "rollback"]
 
 
 class FixedKL:
     """beta stays as the recipe gives it, as in InstructGPT."""
 
     def __init__(self, options: FixedKLOptions) -> None:
-        self.coefficient = 0.0
-
-    def update(self, kl: float, samples: int) -> None:
         pass
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"coefficient": self.coefficient}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coefficient = state["coefficient"]
+    def __call__(self, coefficient: float, kl: float, samples: int) -> float:
+        return coefficient
 
 
 class AdaptiveKL:
@@ -41,18 +37,11 @@ class AdaptiveKL:
 
     def __init__(self, options: AdaptiveKLOptions) -> None:
         self._options = options
-        self.coefficient = 0.0
 
-    def update(self, kl: float, samples: int) -> None:
+    def __call__(self, coefficient: float, kl: float, samples: int) -> float:
         error = min(max(kl / self._options.target - 1.0, -0.2), 0.2)
         factor = 1.0 + error * samples / self._options.horizon
-        self.coefficient = max(self.coefficient * factor, self._options.least)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"coefficient": self.coefficient}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coefficient = state["coefficient"]
+        return max(coefficient * factor, self._options.least)
 
 
 class FixedPtx:
@@ -61,16 +50,10 @@ class FixedPtx:
     every = 0
 
     def __init__(self, options: FixedPtxOptions) -> None:
-        self.coefficient = 0.0
-
-    def update(self, perplexity: float) -> None:
         pass
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"coefficient": self.coefficient}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coefficient = state["coefficient"]
+    def __call__(self, coefficient: float, perplexity: float) -> float:
+        return coefficient
 
 
 class AdaptivePtx:
@@ -83,59 +66,53 @@ class AdaptivePtx:
 
     def __init__(self, options: AdaptivePtxOptions) -> None:
         self._options, self.every = options, options.every
-        self.coefficient = 0.0
         self._first: float | None = None
 
-    def update(self, perplexity: float) -> None:
+    def __call__(self, coefficient: float, perplexity: float) -> float:
         o = self._options
         if self._first is None:
             self._first = perplexity  # nothing has been trained yet: there is nothing to correct
-            return
+            return coefficient
         over = (perplexity - self._first * (1 + o.budget)) / (self._first * o.budget)
         factor = math.exp(o.gain * min(max(over, -1.0), 1.0))
-        self.coefficient = min(max(self.coefficient * factor, o.least), o.most)
+        return min(max(coefficient * factor, o.least), o.most)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"coefficient": self.coefficient, "first": self._first}
+        return {"first": self._first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coefficient, self._first = state["coefficient"], state["first"]
+        self._first = state["first"]
 
 
 class KLLimit:
-    """Ends the training, or takes it back, when the KL of a rollout passes a bound."""
+    """Ends the training, or takes it back, when the KL of a rollout passes a bound.
 
-    def __init__(
-        self, limit: float | None, action: str, factor: float, parts: Mapping[str, Stateful]
-    ) -> None:
-        self._limit, self._action, self._factor = limit, action, factor
+    Args:
+        options: the bound and what to do.
+        parts: what is taken back.
+    """
+
+    def __init__(self, options: KLOptions, parts: Mapping[str, Stateful]) -> None:
+        self._options = options
         self._good = Snapshot(parts)  # as they were at the last rollout within bounds
         self.rollbacks = 0
 
-    def check(self, kl: float) -> Literal["go on", "stop", "rollback"]:
+    def check(self, kl: float) -> Verdict:
         """Judge a rollout before it is learned from; keep what gave it if it may be needed."""
-        if self._limit is None:
+        o = self._options
+        if o.limit is None:
             return "go on"
-        if kl <= self._limit:
-            if self._action == "rollback":
+        if kl <= o.limit:
+            if o.on_limit == "rollback":
                 self._good.take()
             return "go on"
-        return "rollback" if self._action == "rollback" and self._good else "stop"
+        return "rollback" if o.on_limit == "rollback" and self._good else "stop"
 
-    def take_back(self, controller: KLController) -> None:
-        """Put the last weights within the bound back, and raise the coefficient.
-
-        Raises:
-            NumericsError: the coefficient is 0: the same rollout would come back for ever.
-        """
-        if controller.coefficient == 0:
-            raise NumericsError(
-                "kl_limit: the KL is over its bound and kl_coef is 0, which no factor raises; "
-                "start from a larger kl_coef, or set on_kl_limit: stop"
-            )
+    def take_back(self, coefficient: float) -> float:
+        """Put the last parts within the bound back; the coefficient to go on with."""
         self._good.restore()
-        controller.coefficient *= self._factor
         self.rollbacks += 1
+        return coefficient * self._options.rollback_factor
 
     def state_dict(self) -> dict[str, Any]:
         return {"good": self._good.state_dict(), "rollbacks": self.rollbacks}

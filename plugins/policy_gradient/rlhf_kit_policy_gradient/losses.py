@@ -14,7 +14,7 @@ from rlhf_kit.types import (
     ValueLossInputs,
     check_shape,
 )
-from rlhf_kit_policy_gradient.options import ClipOptions
+from rlhf_kit_policy_gradient.options import ClipOptions, KLOptions
 
 
 class PPOClip:
@@ -73,3 +73,25 @@ class ClippedValue:
             "squared_error": masked_sum(plain, mask),
         }
         return LossOutput(masked_sum(0.5 * torch.maximum(plain, clipped), mask), stats)
+
+
+class KLLoss:
+    """An estimate of ``KL(pi || pi_ref)`` per token, from the tokens that were sampled.
+
+    With d = log pi - log pi_ref, http://joschu.net/blog/kl-approx.html: k2 is ``d^2 / 2``, k3 is
+    ``exp(-d) - 1 + d`` (arXiv:2402.03300, equation 4). k1 itself is no loss: the mean of its
+    gradient is 0.
+    """
+
+    def __init__(self, options: KLOptions) -> None:
+        self._estimate = options.estimate
+
+    def count(self, units: Masked) -> Tensor:
+        return units.mask.sum()
+
+    def __call__(self, inputs: PolicyLossInputs) -> LossOutput:
+        sizes = check_shape(inputs.mask, "B R", "mask")
+        check_shape(inputs.logprobs, "B R", "logprobs", **sizes)
+        gap = torch.where(inputs.mask, inputs.logprobs - inputs.reference_logprobs, 0.0)
+        found = 0.5 * gap.square() if self._estimate == "k2" else torch.expm1(-gap) + gap
+        return LossOutput(masked_sum(found, inputs.mask))

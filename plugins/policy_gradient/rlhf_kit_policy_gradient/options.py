@@ -25,6 +25,148 @@ GateCheck = Literal[
 ]
 
 
+class KLOptions(Options):
+    """The price of leaving the reference (arXiv:2203.02155, equation 2), and a bound on it."""
+
+    coef: float = Field(
+        0.02, ge=0, description="beta, the coefficient to begin with; 0.02 in the paper"
+    )
+    place: Literal["reward", "loss"] = Field(
+        "reward",
+        description="reward: the sampled log-ratio is taken off each token's reward, whose policy "
+        "gradient is exact; loss: an estimate of the KL is added to the policy's loss, as GRPO "
+        "does (arXiv:2402.03300, equation 3)",
+    )
+    estimate: Literal["k2", "k3"] = Field(
+        "k3",
+        description="which estimate is added to the loss (http://joschu.net/blog/kl-approx.html); "
+        "k3 in GRPO; the gradient of k2 is that of the KL itself",
+    )
+    controller: Part = slot(
+        "kl_controller", use="fixed", description="what becomes of beta; fixed in the paper"
+    )
+    limit: float | None = Field(
+        None, gt=0, description="nats per response that must not be passed; null: no bound"
+    )
+    on_limit: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="stop: end the training there, with the policy as it is, one update past the "
+        "bound; rollback: back to the last weights within the bound, and on with a larger coef",
+    )
+    rollback_factor: float = Field(
+        2.0, gt=1, description="coef is multiplied by this on each rollback"
+    )
+
+    def idle(self) -> Mapping[str, str]:
+        unread: dict[str, str] = {}
+        if self.place == "reward":
+            unread["estimate"] = 'place is "reward"; set place: loss'
+        if self.limit is None:
+            unread |= dict.fromkeys(("on_limit", "rollback_factor"), "limit is null; set one")
+        elif self.on_limit == "stop":
+            unread["rollback_factor"] = 'on_limit is "stop"; set on_limit: rollback'
+        return unread
+
+    def problems(self) -> Mapping[str, str]:
+        if self.coef > 0:
+            return {}
+        controller = self.controller.component
+        if "positive_coefficient" in controller.needs:
+            return {
+                "coef": f"is 0, and controller {controller.name!r} multiplies it; set one greater "
+                "than 0, or another controller"
+            }
+        if self.limit is not None and self.on_limit == "rollback":
+            return {
+                "coef": "is 0, and on_limit: rollback multiplies it, so that the same rollout "
+                "would be taken back for ever; set one greater than 0, or on_limit: stop"
+            }
+        return {}
+
+
+class CriticOptions(Options):
+    """The critic, where the estimator needs values."""
+
+    value: Part = slot("value", use="linear", description="a head on the policy, or a model")
+    loss: Part = slot("value_loss", use="clipped_value", description="what it learns by")
+    coef: float = Field(
+        0.1, ge=0, description="weight of its loss; 0.1 in openai/lm-human-preferences"
+    )
+    learning_rate: float = Field(
+        9e-6, gt=0, description="fixed from the first step; 9e-6 in the paper"
+    )
+    normalizer: Part | None = slot(
+        "normalizer",
+        description="it learns returns scaled by this (arXiv:2103.01955); null: as they are",
+    )
+
+
+class NormalizeOptions(Options):
+    """What is normalised on the way from scores to advantages, in this order."""
+
+    scores: Part | None = slot(
+        "normalizer", description="the scores [B], before any KL penalty; null: nothing"
+    )
+    rewards: Part | None = slot(
+        "normalizer",
+        description="the per-token rewards [B, R]; whiten with shift_mean false is "
+        "openai/lm-human-preferences' reward whitening; null: nothing",
+    )
+    advantages: Part | None = slot(
+        "normalizer",
+        use="whiten",
+        description="the advantages [B, R], after the returns are taken; whitening is "
+        "openai/lm-human-preferences'; null: nothing",
+    )
+
+
+class PtxOptions(Options):
+    """The pretraining mix (arXiv:2203.02155, equation 2)."""
+
+    text: Part = slot("data", description="running text")
+    loss: Part = slot("nll_loss", use="token_nll", description="the loss on it")
+    coef: float = Field(27.8, gt=0, description="gamma, the weight of the loss; 27.8 (app. C.4)")
+    controller: Part = slot(
+        "ptx_controller", use="fixed", description="what becomes of gamma; fixed in the paper"
+    )
+    per_episode: float = Field(
+        8.0, gt=0, description="texts per episode; 8 in the paper (app. C.4)"
+    )
+    length: int = Field(256, ge=2, description="tokens of a text")
+    micro_batch: Execution[int] = Field(4, ge=1, description="texts per forward pass")
+
+
+class EndOptions(Options):
+    """Where the score goes, and what a response without an end is worth."""
+
+    missing: Literal["keep", "replace", "subtract"] = Field(
+        "keep",
+        description="score of a response without an end: keep it, replace it "
+        "(openai/lm-human-preferences), or subtract from it (TRL)",
+    )
+    value: float = Field(1.0, ge=0, description="replace by minus this, or subtract it")
+    score_at: Literal["last_token", "after_end"] = Field(
+        "last_token",
+        description="the place that receives the score: the last token of the response "
+        "(openai/lm-human-preferences), or one after its end, as TRL and torchtune do",
+    )
+
+    def idle(self) -> Mapping[str, str]:
+        if self.missing != "keep":
+            return {}
+        return {"value": 'missing is "keep"; set missing: replace or subtract'}
+
+
+class GateOptions(Options):
+    """The invariants of the setup, checked before the first update."""
+
+    check: Observation[bool] = Field(True, description="check them")
+    skip: Observation[list[GateCheck]] = Field([], description="checks to leave out")
+
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.check else {"skip": "check is false; set check: true"}
+
+
 class PPOPtxOptions(Options):
     """PPO-ptx (arXiv:2203.02155, equation 2 and app. C.4)."""
 
@@ -41,50 +183,14 @@ class PPOPtxOptions(Options):
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
     )
-    pretraining: Part | None = slot(
-        "data", description="running text for the pretraining mix; null: plain PPO"
-    )
     reward: Part = slot("reward", description="what is maximised")
     advantage: Part = slot("advantage", use="gae", description="advantage estimator")
-    value: Part = slot("value", use="linear", description="the critic")
     policy_loss: Part = slot("policy_loss", use="ppo_clip", description="the policy's loss")
-    value_loss: Part = slot("value_loss", use="clipped_value", description="the critic's loss")
-    ptx_loss: Part = slot("nll_loss", use="token_nll", description="loss on pretraining text")
-    score_normalizer: Part | None = slot(
-        "normalizer", description="of the scores [B] before the KL penalty; null: none"
-    )
-    reward_normalizer: Part | None = slot(
-        "normalizer",
-        description="of the per-token rewards [B, R]; whiten with shift_mean false is "
-        "openai/lm-human-preferences' reward whitening; null: none",
-    )
-    advantage_normalizer: Part | None = slot(
-        "normalizer",
-        use="whiten",
-        description="of the advantages [B, R], after the returns are taken; whitening is "
-        "openai/lm-human-preferences'; null: none",
-    )
-    value_normalizer: Part | None = slot(
-        "normalizer",
-        description="the critic learns returns scaled by it (arXiv:2103.01955); null: none",
-    )
-    kl_coef: float = Field(
-        0.02, ge=0, description="beta, the KL coefficient to begin with; 0.02 in the paper"
-    )
-    kl_controller: Part = slot(
-        "kl_controller", use="fixed", description="what becomes of beta; fixed in the paper"
-    )
-    kl_limit: float | None = Field(
-        None, gt=0, description="nats per response that must not be passed; null: no bound"
-    )
-    on_kl_limit: Literal["stop", "rollback"] = Field(
-        "stop",
-        description="stop: end the training there, with the policy as it is, one update past the "
-        "bound; rollback: back to the last weights within the bound, and on with a larger kl_coef",
-    )
-    rollback_factor: float = Field(
-        2.0, gt=1, description="kl_coef is multiplied by this on each rollback"
-    )
+    kl: KLOptions = block(description="the KL to the reference")
+    critic: CriticOptions = block(description="the critic, where the estimator needs values")
+    ptx: PtxOptions | None = block(None, description="the pretraining mix; null: plain PPO")
+    normalize: NormalizeOptions = block(description="what is normalised")
+    end: EndOptions = block(description="what the end of a response decides")
     steps: int = Field(500, ge=1, description="rollouts; 256k episodes / 512 in the paper")
     rollout_batch: int = Field(512, ge=1, description="episodes per rollout; 512 in the paper")
     samples_per_prompt: int = Field(
@@ -93,32 +199,11 @@ class PPOPtxOptions(Options):
     minibatch: int = Field(64, ge=1, description="episodes per optimizer step; 64 in the paper")
     micro_batch: Execution[int] = Field(16, ge=1, description="episodes per forward pass")
     inner_epochs: int = Field(1, ge=1, description="passes over a rollout; 1 in the paper")
-    value_coef: float = Field(
-        0.1, ge=0, description="weight of the value loss; 0.1 in openai/lm-human-preferences"
-    )
-    ptx_coef: float = Field(
-        27.8, ge=0, description="gamma, weight of the ptx loss; 27.8 (app. C.4); 0: plain PPO"
-    )
-    ptx_controller: Part = slot(
-        "ptx_controller", use="fixed", description="what becomes of gamma; fixed in the paper"
-    )
-    ptx_per_episode: float = Field(
-        8.0, gt=0, description="pretraining texts per episode; 8 in the paper (app. C.4)"
-    )
-    ptx_length: int = Field(256, ge=2, description="tokens of a pretraining text")
-    ptx_micro_batch: Execution[int] = Field(
-        4, ge=1, description="pretraining texts per forward pass"
-    )
-    missing_eos: Literal["keep", "replace", "subtract"] = Field(
+    trunk: Execution[Literal["keep", "host", "drop"]] = Field(
         "keep",
-        description="score of a response without an end: keep it, replace it "
-        "(openai/lm-human-preferences), or subtract from it (TRL)",
-    )
-    missing_eos_value: float = Field(1.0, ge=0, description="replace by minus this, or subtract it")
-    score_at: Literal["last_token", "after_end"] = Field(
-        "last_token",
-        description="the place that receives the score: the last token of the response "
-        "(openai/lm-human-preferences), or one after its end, as TRL and torchtune do",
+        description="a frozen trunk's activations, which sampling computes, while the rollout is "
+        "learned from: keep them; keep them on the host, beside an accelerator; or drop them and "
+        "compute them again",
     )
     ema: float | None = Field(
         None,
@@ -132,13 +217,7 @@ class PPOPtxOptions(Options):
         description="log the norms of the PPO and ptx gradients and their ratio; costs one copy "
         "of the gradients",
     )
-    gate: Observation[bool] = Field(
-        True, description="check the invariants of the setup before the first update"
-    )
-    gate_skip: Observation[list[GateCheck]] = Field(
-        [], description="checks of the gate to leave out"
-    )
-    sampler: Part = slot("sampler", use="decode", description="how responses are drawn")
+    gate: GateOptions = block(description="what must hold before the first update")
     sampling: SamplingOptions = block(description="how to sample")
     optimizer: OptimizerOptions = block(
         {"learning_rate": 5e-6, "warmup_steps": 80},
@@ -146,38 +225,38 @@ class PPOPtxOptions(Options):
         "optimizer steps at 512 / 64. The paper scans rates from 2.55e-6 to 2.55e-5 and does not "
         "say which it took",
     )
-    value_learning_rate: float = Field(
-        9e-6, gt=0, description="of the critic, fixed from the first step; 9e-6 in the paper"
-    )
 
     def idle(self) -> Mapping[str, str]:
+        estimator = self.advantage.component
         unread: dict[str, str] = {}
-        if "values" not in self.advantage.component.needs:
-            keys = ["value", "value_loss", "value_coef", "value_learning_rate"]
-            if self.value_normalizer is not None:  # null says the same again
-                keys.append("value_normalizer")
-            why = f"advantage {self.advantage.component.name!r} needs no values"
-            unread |= dict.fromkeys(keys, why)
-        if self.pretraining is None:
-            keys = ["ptx_controller", "ptx_loss", "ptx_per_episode", "ptx_length"]
-            keys.append("ptx_micro_batch")
-            if self.ptx_coef != 0:  # 0 says the same again
-                keys.append("ptx_coef")
-            unread |= dict.fromkeys(keys, "pretraining is null; name the pretraining text")
-        elif self.ptx_coef == 0:
-            keys = ["pretraining", "ptx_controller", "ptx_loss", "ptx_per_episode", "ptx_length"]
-            keys.append("ptx_micro_batch")
-            unread |= dict.fromkeys(keys, "ptx_coef is 0; set a greater one")
-        if self.missing_eos == "keep":
-            why = 'missing_eos is "keep"; set missing_eos: replace or subtract'
-            unread["missing_eos_value"] = why
-        if self.kl_limit is None:
-            unread |= dict.fromkeys(("on_kl_limit", "rollback_factor"), "kl_limit is null; set one")
-        elif self.on_kl_limit == "stop":
-            unread["rollback_factor"] = 'on_kl_limit is "stop"; set on_kl_limit: rollback'
-        if not self.gate:
-            unread["gate_skip"] = "gate is false; set gate: true"
+        if "values" not in estimator.needs:
+            unread["critic"] = f"advantage {estimator.name!r} needs no values"
+        if "own_normalization" in estimator.needs:
+            unread["normalize.advantages"] = f"advantage {estimator.name!r} normalises by itself"
         return unread
+
+    def problems(self) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        size, each = self.rollout_batch, self.samples_per_prompt
+        if size % each:
+            found["rollout_batch"] = (
+                f"{size} responses cannot be divided by samples_per_prompt {each}"
+            )
+        if self.minibatch > size:
+            found["minibatch"] = f"{self.minibatch} is larger than rollout_batch {size}"
+        if "groups" in self.advantage.component.needs and each < 2:
+            found["samples_per_prompt"] = (
+                f"advantage {self.advantage.component.name!r} compares the responses to one "
+                "prompt, so it needs at least 2"
+            )
+        if "whole_groups" in self.policy_loss.component.needs:
+            for key in ("minibatch", "micro_batch"):
+                if getattr(self, key) < each:
+                    found[key] = (
+                        f"policy_loss {self.policy_loss.component.name!r} needs all {each} "
+                        "responses to a prompt together; set at least so many"
+                    )
+        return found
 
 
 class GAEOptions(Options):

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from rlhf_kit.engine.clock import Clock
+from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.ops.masking import masked_mean, masked_var
-from rlhf_kit.types import Advantages, Rollout
+from rlhf_kit.types import Advantages, Experience, Rollout
 
 
 def step_metrics(
     rollout: Rollout,
+    experience: Experience,
     targets: Advantages,
-    stats: list[dict[str, float]],
-    kl: Tensor,
-    scores: Tensor,
-    extra: dict[str, float],
+    stats: Sequence[Mapping[str, float]],
+    figures: Mapping[str, float],
     clock: Clock,
 ) -> dict[str, float]:
     """Rollout figures, the mean over optimizer steps of the losses' statistics, and phase times.
 
-    ``score`` is what the reward says; ``objective`` is what is maximised: ``scores`` [B], in which
-    a missing end has been dealt with, less the KL penalty. ``kl`` is the mean over responses of
-    the summed log-ratio to the reference, in nats; ``entropy`` the mean of minus the
-    log-probability of the sampled tokens, in nats per token. ``sampling_gap`` is the mean
+    ``score`` is what the reward says; ``objective`` is what is maximised: the scores of
+    ``experience``, in which a missing end has been dealt with, less the KL penalty. ``kl`` is the
+    mean over responses of the summed log-ratio to the reference, in nats; ``entropy`` the mean of
+    minus the log-probability of the sampled tokens, in nats per token. ``sampling_gap`` is the mean
     difference between the log-probabilities that tokens were drawn with and those that PPO holds
     for them: rounding, or a sampler that draws from something else. ``gradient_ratio`` is the norm
-    of the pretraining gradient, gamma included, over that of the PPO gradient. After a rollback or
-    a stop there are no ``stats``: nothing was learned.
+    of the pretraining gradient, gamma included, over that of the PPO gradient. ``figures`` are the
+    steering's. After a rollback or a stop there are no ``stats``: nothing was learned.
     """
     mask, samples = rollout.mask, rollout.samples
+    kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, mask)  # [B]
     metrics = {
         "score": rollout.scores.mean().item(),
         "score_std": rollout.scores.std(unbiased=False).item(),
         "kl": kl.mean().item(),
-        "objective": (scores - extra["kl_coef"] * kl).mean().item(),
+        "objective": (experience.scores - figures["kl_coef"] * kl).mean().item(),
         "entropy": -masked_mean(rollout.logprobs, mask).item(),
         "response_length": mask.sum(1).float().mean().item(),
         "finished": samples.finished.float().mean().item(),
@@ -53,10 +54,10 @@ def step_metrics(
     if "gradient_norm/ptx" in metrics:
         ppo = max(metrics["gradient_norm/ppo"], 1e-12)
         metrics["gradient_ratio"] = metrics["gradient_norm/ptx"] / ppo
-    return metrics | extra | {f"seconds/{name}": value for name, value in clock.seconds.items()}
+    return {**metrics, **figures, **{f"seconds/{n}": s for n, s in clock.seconds.items()}}
 
 
-def step_line(step: int, total: int, metrics: dict[str, float], verdict: str = "go on") -> str:
+def step_line(step: int, total: int, metrics: Mapping[str, float], verdict: str = "go on") -> str:
     """What a person reads about one step."""
     seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
     line = (

@@ -1,0 +1,105 @@
+"""What turns PPO's coefficients from rollout to rollout, and what ends or takes back a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_kit.errors import NumericsError
+from rlhf_kit.interfaces import KLController, Policy, PtxController, Stateful
+from rlhf_kit.ops.kl import sequence_kl
+from rlhf_kit.stagekit.perplexity import perplexity
+from rlhf_kit.types import Rollout, Texts
+from rlhf_kit_policy_gradient.control import KLLimit, Verdict
+
+
+class Beta:
+    """The KL coefficient, its controller, and the bound on the KL.
+
+    Args:
+        coefficient: to begin with.
+        controller: what becomes of it.
+        limit: the bound.
+    """
+
+    def __init__(self, coefficient: float, controller: KLController, limit: KLLimit) -> None:
+        self.coefficient, self.limit = coefficient, limit
+        self._controller = controller
+
+    def judge(self, rollout: Rollout) -> Verdict:
+        """Before a rollout is learned from: whether it may be."""
+        return self.limit.check(_kl(rollout))
+
+    def settle(self, verdict: Verdict, rollout: Rollout) -> dict[str, float]:
+        """After it: take back what went too far, or let the controller see the KL.
+
+        The figures are those that hold for this rollout.
+
+        Raises:
+            NumericsError: the coefficient is 0: the same rollout would come back for ever.
+        """
+        if verdict == "rollback":
+            if self.coefficient == 0:
+                raise NumericsError(
+                    "kl.limit: the KL is over its bound and the coefficient is 0, which no factor "
+                    "raises; start from a larger kl.coef, or set kl.on_limit: stop"
+                )
+            self.coefficient = self.limit.take_back(self.coefficient)
+        figures = {"kl_coef": self.coefficient, "rollbacks": float(self.limit.rollbacks)}
+        if verdict != "stop":
+            rows = len(rollout.samples)
+            self.coefficient = self._controller(self.coefficient, _kl(rollout), rows)
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "coefficient": self.coefficient,
+            "controller": _state(self._controller),
+            "limit": self.limit.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.coefficient = state["coefficient"]
+        self.limit.load_state_dict(state["limit"])
+        if isinstance(self._controller, Stateful):
+            self._controller.load_state_dict(state["controller"])
+
+
+class Gamma:
+    """The pretraining coefficient and its controller.
+
+    Args:
+        coefficient: to begin with.
+        controller: what becomes of it.
+        held_out: text on which it watches the perplexity; None where it never asks.
+    """
+
+    def __init__(
+        self, coefficient: float, controller: PtxController, held_out: Texts | None = None
+    ) -> None:
+        self.coefficient = coefficient
+        self._controller, self._held_out = controller, held_out
+
+    def watch(self, step: int, policy: Policy) -> dict[str, float]:
+        """Before a rollout: the controller sees the held-out perplexity when it is due."""
+        figures: dict[str, float] = {}
+        if self._held_out is not None and step % self._controller.every == 0:
+            figures["held_out_perplexity"] = perplexity(policy, self._held_out)
+            self.coefficient = self._controller(self.coefficient, figures["held_out_perplexity"])
+        return figures | {"ptx_coef": self.coefficient}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coefficient": self.coefficient, "controller": _state(self._controller)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.coefficient = state["coefficient"]
+        if isinstance(self._controller, Stateful):
+            self._controller.load_state_dict(state["controller"])
+
+
+def _state(part: KLController | PtxController) -> dict[str, Any]:
+    return part.state_dict() if isinstance(part, Stateful) else {}
+
+
+def _kl(rollout: Rollout) -> float:
+    """The mean over responses of the summed log-ratio to the reference, in nats."""
+    return sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask).mean().item()
