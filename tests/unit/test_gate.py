@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from rlhf_kit_hf.hydra import HydraRole
-from rlhf_kit_hf.policy import TransformersPolicy
+from rlhf_kit_hf.strategy import Strategy
 from rlhf_kit_hf.tokenizer import ChatTokenizer
 from rlhf_kit_policy_gradient.gate import Setup, check_setup, widened
 from safetensors.torch import load_file, save_file
@@ -126,19 +126,16 @@ def refused(recipe: Path, out: Path, *checks: str) -> str:
 
 def test_reference(toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights that were loaded for the reference are not those of the policy."""
-    original = TransformersPolicy.__init__
+    original = Strategy.reference
 
-    def init(self: Any, role: Any, reference: Any, *args: Any) -> None:
-        def other() -> Any:
-            built = reference()
-            with torch.no_grad():
-                for tensor in built.state_dict().values():
-                    tensor += 0.01
-            return built
+    def other(self: Any, start: Path | None) -> Any:
+        built = original(self, start)
+        with torch.no_grad():
+            for tensor in built._role.state_dict().values():
+                tensor += 0.01
+        return built
 
-        original(self, role, other, *args)
-
-    monkeypatch.setattr(TransformersPolicy, "__init__", init)
+    monkeypatch.setattr(Strategy, "reference", other)
     said = refused(quick(tmp_path / "project", toy_model), tmp_path / "run", "reference")
     assert "which start from the same weights" in said
 
@@ -407,6 +404,62 @@ def test_values_are_looked_at(context_of: Any) -> None:
     with pytest.raises(NumericsError, match=r"padding: [\d.]+, should be") as caught:
         check_setup(setup, [])
     assert "gate_skip: [padding]" in str(caught.value)
+
+
+class Learned:
+    """A reward with a model of its own, as it says itself."""
+
+    def __init__(self, tokenizer: Any, dtype: torch.dtype | None) -> None:
+        self.tokenizer, self.dtype = tokenizer, dtype
+
+    def __call__(self, seen: Any) -> Tensor:
+        return torch.tensor([float(len(text)) for text in seen.responses])
+
+
+class Alone:
+    """Made of one reward."""
+
+    def __init__(self, reward: Any) -> None:
+        self.parts = {"only": reward}
+
+    def components(self, samples: Any) -> dict[str, Tensor]:
+        return {"only": self.parts["only"](samples)}
+
+    def combine(self, components: Any) -> Tensor:
+        return components["only"]
+
+    def __call__(self, samples: Any) -> Tensor:
+        return self.combine(self.components(samples))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_reward_computes_with_is_looked_at(context_of: Any, nested: bool) -> None:
+    context = context_of("full")
+
+    def found(tokenizer: Any, dtype: torch.dtype | None) -> dict[str, Any]:
+        reward: Any = Learned(tokenizer, dtype)
+        setup = setup_of(context, reward=Alone(Alone(reward)) if nested else reward)
+        return {finding.name: finding for finding in check_setup(setup, [])}
+
+    exact, half = found(context.tokenizer, None), found(context.tokenizer, torch.bfloat16)
+    assert half["reward"].allowed == pytest.approx(100 * exact["reward"].allowed)
+    with pytest.raises(NumericsError, match=r"tokenizers: 4, should be at most 1: responses whose"):
+        found(Lossy(context.tokenizer), torch.float32)
+    # A tokenizer of another library is none that the gate could ask.
+    assert found(context.tokenizer.hf, None).keys() == exact.keys()
+
+
+class Lossy:
+    """Cuts the last character of what it reads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def response(self, text: str, *, finished: bool = True) -> list[int]:
+        return self._tokenizer.response(text[:-1], finished=finished)
 
 
 @pytest.mark.parametrize("memory", ["full", "hydra"])

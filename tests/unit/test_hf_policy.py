@@ -153,6 +153,17 @@ def test_policy_is_its_reference_at_step_0_and_leaves_it_behind(
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
+def test_building_a_reference_draws_nothing(context_of: Callable[..., Any], memory: str) -> None:
+    """What is initialised after it is the same with a reference and without."""
+    strategy = context_of(memory).memory()
+    kept = strategy.policy(None)
+    before = torch.get_rng_state()
+    strategy.reference(None)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert kept.hidden_size == 32
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
 def test_asking_the_reference_does_not_disturb_a_gradient(
     context_of: Callable[..., Any], tmp_path: Path, memory: str
 ) -> None:

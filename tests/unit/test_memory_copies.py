@@ -15,12 +15,14 @@ from rlhf_kit_policy_gradient.control import FixedKL, KLLimit
 from rlhf_kit_policy_gradient.options import FixedKLOptions
 from torch import Tensor, nn
 from torch.nn import Parameter
+from toy_runs import ppo_of, ppo_options
 from toys import trained_folder
 
 from rlhf_kit.engine.ema import WeightAverage
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.stagekit.best import Best
+from rlhf_kit.testing import TabularPolicy
 
 
 class Model:
@@ -166,6 +168,13 @@ def test_full_from_folders_holds_no_pretrained_model(
     memory = context.memory()
     kept = [memory.policy(folder, trainable=False), memory.scorer(folder)]
     assert models_alive(LlamaForCausalLM) - before == len(kept)
+
+
+def test_a_checkpoint_holds_no_reference() -> None:
+    policy = TabularPolicy()
+    parts = ppo_of(policy, ppo_options(), reference=policy.reference()).parts
+    assert {"policy", "value", "optimizer"} <= parts.state().keys()
+    assert "reference" not in parts.state()
 
 
 def test_a_finished_stage_leaves_no_model(context_of: Callable[..., Any]) -> None:

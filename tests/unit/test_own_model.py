@@ -27,7 +27,7 @@ from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import NumericsError, RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
-from rlhf_kit.types import Activations, Samples, Sampling, TextBatch
+from rlhf_kit.types import Samples, Sampling, TextBatch
 
 RM = StageRef(stage="reward_model")
 
@@ -111,6 +111,8 @@ def test_a_stage_uses_its_own_blocks(toy_model: Path, other_model: Path, tmp_pat
     assert rm.tokenizer.prompt(row) != ppo.tokenizer.prompt(row)
     assert rm.tokenizer.prompt(row) == ppo.tokenizer_of(RM).prompt(row)
     assert ppo.tokenizer_of(None) is ppo.tokenizer
+    assert ppo.same_model(None) and ppo.same_model(StageRef(stage="sft"))
+    assert not ppo.same_model(RM) and not rm.same_model(StageRef(stage="sft"))
     assert ppo.tokenizer_of(StageRef(stage="sft")) is ppo.tokenizer
     kinds = [type(m.load()).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
     assert kinds == ["Qwen3ForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]
@@ -217,9 +219,8 @@ def test_on_another_backbone_it_scores_the_text(
         torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=2e-5)
 
     # The policy's activations mean nothing to it.
-    garbage = replace(
-        samples, trunk=Activations(tuple(row * math.nan for row in samples.trunk.rows))
-    )
+    rows = tuple(row * math.nan for row in samples.trunk.rows)
+    garbage = replace(samples, trunk=replace(samples.trunk, rows=rows))
     assert torch.equal(reward(garbage), found)
 
 
@@ -262,14 +263,15 @@ def test_rewards_on_one_foreign_backbone_share_it(
     assert loaded() is None
 
 
-def test_own_memory_is_fresh_every_time_and_the_last_one_is_shared(
-    toy_model: Path, tmp_path: Path
-) -> None:
+def test_equal_blocks_are_one_memory_as_long_as_it_is_held(toy_model: Path, tmp_path: Path) -> None:
     context = StageContext(run_context(write_toy_recipe(tmp_path, toy_model, "lora")), "ppo")
-    first = context.memory()
-    second = context.memory()
-    assert first is not second
-    assert context.memory(RM) is second
+    memory = context.memory()
+    assert context.memory() is memory
+    assert context.memory(RM) is context.memory(StageRef(stage="sft")) is memory
+    gone = weakref.ref(memory)
+    del memory
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_folder_of_another_run_is_on_the_recipes_model(
