@@ -178,6 +178,39 @@ class PPOPtxOptions(Options):
             unread["gate_skip"] = "gate is false; set gate: true"
         return unread
 
+    def problems(self) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        stuck = self._stuck_at_zero()
+        if stuck is not None:
+            found["kl_coef"] = f"is 0, {stuck}"
+        if self.minibatch > self.rollout_batch:
+            found["minibatch"] = (
+                f"{self.minibatch} is larger than rollout_batch {self.rollout_batch}"
+            )
+        if self.rollout_batch % self.samples_per_prompt:
+            found["rollout_batch"] = (
+                f"{self.rollout_batch} responses cannot be divided by samples_per_prompt "
+                f"{self.samples_per_prompt}"
+            )
+        return found
+
+    def _stuck_at_zero(self) -> str | None:
+        """Why beta cannot begin at 0, where it does."""
+        if self.kl_coef > 0:
+            return None
+        if self.kl_limit is not None and self.on_kl_limit == "rollback":
+            return (
+                "and on_kl_limit: rollback multiplies it, so that the same rollout would be taken "
+                "back for ever; set one greater than 0, or on_kl_limit: stop"
+            )
+        controller = self.kl_controller.component
+        if "positive_coefficient" in controller.needs:
+            return (
+                f"and kl_controller {controller.name!r} multiplies it; set one greater than 0, or "
+                "another kl_controller"
+            )
+        return None
+
 
 class GAEOptions(Options):
     """Generalized advantage estimation, arXiv:1506.02438."""
