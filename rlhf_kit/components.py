@@ -96,6 +96,18 @@ class Options(BaseModel):
         """
         return {}
 
+    def problems(self) -> Mapping[str, str]:
+        """What is wrong with these options together: key -> what it is, and what would be right.
+
+        Of a component, and of each block inside its block::
+
+            {"minibatch": "64 is larger than rollout_batch 32"}
+
+        Asked when every option is valid by itself. A recipe is refused with each of them at its
+        line. Keys are spelled as in a recipe, and dotted for an option of a block inside.
+        """
+        return {}
+
 
 NEEDS = {
     "values": "an advantage estimator that reads values: a critic is built, trained and saved",

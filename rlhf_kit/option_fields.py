@@ -6,6 +6,7 @@ was. A default is kept as a recipe would write it, so that it may name component
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,11 +26,17 @@ def declared(field: FieldInfo) -> Mapping[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types that a union is of; the type itself where it is none."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
 def admits(field: FieldInfo, kind: type) -> bool:
     """Whether a field's type is ``kind`` or a union that has it."""
     return any(
-        option is kind or typing.get_origin(option) is kind
-        for option in (field.annotation, *typing.get_args(field.annotation))
+        option is kind or typing.get_origin(option) is kind for option in kinds(field.annotation)
     )
 
 
@@ -42,8 +49,9 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def block_model(field: FieldInfo) -> type[BaseModel] | None:
     """The model of a field that holds one block; None where it holds none, or one of several."""
-    options = (field.annotation, *typing.get_args(field.annotation))
-    models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+    models = [
+        k for k in kinds(field.annotation) if isinstance(k, type) and issubclass(k, BaseModel)
+    ]
     return models[0] if len(models) == 1 else None
 
 

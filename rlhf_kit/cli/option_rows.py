@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from rlhf_kit.components import Options, effect_of
-from rlhf_kit.option_fields import as_written, block_default, block_model, declared, key_of
+from rlhf_kit.option_fields import as_written, block_default, block_model, declared, key_of, kinds
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _LENGTHS = {"min_length": "length >=", "max_length": "length <=", "multiple_of": "multiple of"}
@@ -66,19 +65,13 @@ def _type(field: FieldInfo) -> str:
     if "produces" in extra:
         return f"stage or folder with {extra['produces']}"
     if "seam" in extra:
-        several = any(typing.get_origin(o) is dict for o in _options(field.annotation))
+        several = any(typing.get_origin(o) is dict for o in kinds(field.annotation))
         return f"several {extra['seam']} by name" if several else str(extra["seam"])
     return _name(field.annotation)
 
 
-def _options(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
 def _name(annotation: Any) -> str:
-    parts = _options(annotation)
+    parts = kinds(annotation)
     if len(parts) > 1:
         return " or ".join(_name(part) for part in parts)
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -105,7 +98,7 @@ def _default(field: FieldInfo) -> str:
     if "seam" in extra and field.default is PydanticUndefined and field.default_factory is None:
         if extra.get("use"):
             return str(extra["use"])
-        nullable = any(option is type(None) for option in _options(field.annotation))
+        nullable = any(option is type(None) for option in kinds(field.annotation))
         return "null" if nullable else "required"
     if field.is_required():
         return "required"

@@ -100,6 +100,7 @@ class Blocks:
             options = model.model_validate(values, context={"base": self.document.base})
             if len(self.problems) == before:  # else what decides may be a stand-in
                 self._refuse_idle(options, block, place)
+                self._refuse_problems(options, place)
             return options
         except ValidationError as error:
             self.problems.add_invalid(error, model, values, place)
@@ -152,6 +153,13 @@ class Blocks:
                     cause, _, remedy = why.partition("; ")
                     ways = f"remove it, or {remedy}" if remedy else "remove it"
                     self.problems.add((*place, *inside, key), f"nothing reads it: {cause}; {ways}")
+
+    def _refuse_problems(self, options: Options, place: Place) -> None:
+        """Refuse options that do not go together."""
+        for inside, inner in blocks_of(options):
+            if isinstance(inner, Options):
+                for key, what in inner.problems().items():
+                    self.problems.add((*place, *inside, *key.split(".")), what)
 
     def _fill(self, values: dict[str, Any], key: str, field: FieldInfo, place: Place) -> None:
         """Replace the value of a slot by Parts, and of a stage reference by a StageRef."""

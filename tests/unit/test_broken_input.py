@@ -104,7 +104,7 @@ def test_without_weights_the_stage_that_loads_them_says_so(
         ({"reward_model": {"from": "ppo"}}, "reward_model.from", "'ppo' is not an earlier stage"),
         ({"ppo": {"from": "collect"}}, "ppo.from", "produces comparisons, not policy"),
         ({"ppo": {"from": "./nowhere"}}, "ppo.from", "nowhere: no such folder"),
-        ({"ppo": {"rollout_batch": 2}}, "ppo", "4 is larger than rollout_batch 2"),
+        ({"ppo": {"rollout_batch": 2}}, "ppo.minibatch", "4 is larger than rollout_batch 2"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else None,
 )

@@ -13,7 +13,7 @@ from toy_plugins import RECIPE, TOY, load_only, resolved, write_distribution
 from rlhf_kit import Component, Options, StageRef, block
 from rlhf_kit.cli.option_rows import option_rows
 from rlhf_kit.content import Contents
-from rlhf_kit.errors import RecipeError
+from rlhf_kit.errors import PluginError, RecipeError
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, filled, plain, stage_refs
 from rlhf_kit.recipe.agreement import loaded_refs
@@ -44,8 +44,12 @@ class Limit(Options):
     def idle(self):
         return {"then": "most is null; set one"} if self.most is None else {}
 
+    def problems(self):
+        return {"most": "is 13; another one"} if self.most == 13 else {}
+
 class KL(Options):
     coef: float = Field(0.02, ge=0, description="beta")
+    names: list[str] = Field([], description="words")
     micro: Execution[int] = Field(8, description="rows at once")
     controller: Part = slot("controller", use="fixed", description="what becomes of beta")
     limit: Limit = block(description="a bound")
@@ -68,6 +72,14 @@ class Step(Options):
     )
     ptx: Ptx | None = block(None, description="the pretraining mix; null: none")
     mix: Mix | None = block(None, description="null: none")
+
+    def problems(self):
+        found = {}
+        if self.kl.coef > self.steered.coef:
+            found["kl.coef"] = f"{self.kl.coef} is larger than that of steered"
+        if self.kl.names == ["raise"]:
+            raise KeyError("names")
+        return found
 
 @hookimpl
 def rlhf_components():
@@ -165,12 +177,12 @@ def test_overrides(plugins: LoadedPlugins, tmp_path: Path) -> None:
         "",
         "stages.step.kl.controller=adaptive",
         "step.kl.controller.target=4",
-        "step.kl.coef=0.1",
+        "step.kl.coef=0.05",
         "step.kl.limit.most=3",
         "step.steered.controller.target=5",
         "step.ptx.from=sft",
     )
-    assert (found.kl.coef, found.kl.controller.options.target) == (0.1, 4.0)
+    assert (found.kl.coef, found.kl.controller.options.target) == (0.05, 4.0)
     assert found.kl.limit.most == 3.0
     assert found.steered.controller.options.target == 5.0
     assert found.ptx.start == StageRef(stage="sft")
@@ -233,9 +245,31 @@ def test_all_problems_at_once(plugins: LoadedPlugins, tmp_path: Path) -> None:
     ]
 
 
+def test_what_does_not_go_together(plugins: LoadedPlugins, tmp_path: Path) -> None:
+    lines = refused(
+        plugins,
+        tmp_path,
+        "    kl:\n      limit:\n        most: 13\n      coef: 0.4\n    steered: {coef: 0.3}\n",
+    )
+    assert lines == [
+        f"recipe.yaml:{LINE + 3}: stages.step.kl.limit.most: is 13; another one",
+        f"recipe.yaml:{LINE + 4}: stages.step.kl.coef: 0.4 is larger than that of steered",
+    ]
+    (line,) = refused(plugins, tmp_path, "", "step.kl.coef=0.2")
+    assert line == "command line: stages.step.kl.coef: 0.2 is larger than that of steered"
+    # What is wrong by itself comes first: the check would read a value that is not there.
+    (line,) = refused(plugins, tmp_path, "", "step.kl.coef=0.2", "step.kl.micro=much")
+    assert "stages.step.kl.micro" in line
+
+
+def test_a_check_that_fails_is_the_plugins_fault(plugins: LoadedPlugins, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="the options of stage 'step' raised KeyError: 'names'"):
+        opened(plugins, tmp_path, "    kl: {names: [raise]}\n")
+
+
 FULL = """\
-    kl: {coef: 0.5, controller: {use: adaptive, target: 2}, limit: {most: 4, then: back}}
-    steered: {controller: fixed}
+    kl: {coef: 0.05, controller: {use: adaptive, target: 2}, limit: {most: 4, then: back}}
+    steered: {controller: fixed, coef: 0.7}
     ptx: {from: sft, loss: nll}
     mix: {rewards: {a: nll}}
 """
@@ -273,7 +307,7 @@ def test_identity(plugins: LoadedPlugins, tmp_path: Path) -> None:
         return identity(opened(plugins, tmp_path, "", *overrides).stages["step"].part, Contents())
 
     assert of() == of("step.kl.micro=3") == of("step.kl.controller=fixed")
-    changes = ["kl.coef=1", "kl.controller=adaptive", "kl.limit.most=1", "ptx.loss=nll"]
+    changes = ["kl.coef=0.01", "kl.controller=adaptive", "kl.limit.most=1", "ptx.loss=nll"]
     assert len({str(of(f"step.{change}")) for change in changes} | {str(of())}) == 5
     part = opened(plugins, tmp_path, "", "step.kl.micro=3").stages["step"].part
     assert execution(part) == {"kl.micro": 3, "steered.micro": 8}

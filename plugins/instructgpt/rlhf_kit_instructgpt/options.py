@@ -91,6 +91,15 @@ class SFTOptions(Options):
             unread |= dict.fromkeys(keys, "select_by is null")
         return unread
 
+    def problems(self) -> Mapping[str, str]:
+        texts = round(self.batch_size * self.pretraining_fraction)
+        if self.pretraining is None or 0 < texts < self.batch_size:
+            return {}
+        return {
+            "pretraining_fraction": f"{self.pretraining_fraction} of a batch of {self.batch_size} "
+            f"is {texts} texts; there must be some of both kinds"
+        }
+
 
 class CollectOptions(Options):
     """Sample K completions per prompt and have them ranked (arXiv:2203.02155, section 3.4)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rlhf_kit import Component, hookimpl
 from rlhf_kit_instructgpt import options as o
@@ -48,17 +47,3 @@ def rlhf_components() -> Iterable[Component]:
         yield Component("stage", name, f"{_PACKAGE}.{target}", stage_options, summary, produces)
     for seam, name, target, options, summary in _OTHERS:
         yield Component(seam, name, f"{_PACKAGE}.{target}", options, summary)
-
-
-@hookimpl
-def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
-    """A mix that a batch cannot hold."""
-    for stage in recipe.stages.values():
-        o_, place = stage.part.options, f"{stage.part.where}: {stage.part.key}"
-        if isinstance(o_, o.SFTOptions) and o_.pretraining is not None:
-            texts = round(o_.batch_size * o_.pretraining_fraction)
-            if not 0 < texts < o_.batch_size:
-                yield (
-                    f"{place}.pretraining_fraction: {o_.pretraining_fraction} of a batch of "
-                    f"{o_.batch_size} is {texts} texts; there must be some of both kinds"
-                )
