@@ -92,7 +92,7 @@ class Options(BaseModel):
 
         A recipe that writes one of them is refused with ``why``. What would make it read may
         follow after a semicolon: ``{"probe_l2": 'head_init is "normal"; set head_init: probe'}``.
-        Keys are spelled as in a recipe.
+        Keys are spelled as in a recipe, and dotted for an option of a block inside.
         """
         return {}
 

@@ -149,10 +149,11 @@ class Blocks:
             if not isinstance(inner, Options):
                 continue
             for key, why in inner.idle().items():
-                if _writes(block, (*inside, key)):
+                at = (*inside, *key.split("."))
+                if _writes(block, at):
                     cause, _, remedy = why.partition("; ")
                     ways = f"remove it, or {remedy}" if remedy else "remove it"
-                    self.problems.add((*place, *inside, key), f"nothing reads it: {cause}; {ways}")
+                    self.problems.add((*place, *at), f"nothing reads it: {cause}; {ways}")
 
     def _refuse_problems(self, options: Options, place: Place) -> None:
         """Refuse options that do not go together."""
