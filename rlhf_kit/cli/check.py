@@ -49,6 +49,7 @@ def _account(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "model": recipe.model.component.name,
         "memory": recipe.memory.component.name,
+        "observers": {name: p.component.name for name, p in recipe.observers.items()},
         "stages": [
             {
                 "id": stage.id,
@@ -77,4 +78,6 @@ def _lines(recipe: Recipe) -> list[str]:
         sources = [*stage["needs"], *(shown(Path(folder)) for folder in stage["folders"])]
         origin = f"from {', '.join(sources)}" if sources else "from the model"
         lines.append(f"  {number:>3} {stage['id']:<{ids}}  {stage['use']:<{uses}}  {origin}")
+    for name, use in account["observers"].items():
+        lines.append(f"  observer  {name}: {use}")
     return [*lines, "ok"]

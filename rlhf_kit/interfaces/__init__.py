@@ -1,4 +1,7 @@
-"""The seams. Each is a Protocol: an implementation inherits nothing."""
+"""The seams. Each is a Protocol: an implementation inherits nothing.
+
+But an observer: most want one event of seven, and :class:`Observer` has all of them, empty.
+"""
 
 from rlhf_kit.interfaces.advantage import AdvantageEstimator
 from rlhf_kit.interfaces.context import Context
@@ -8,6 +11,7 @@ from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import Loss
 from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
+from rlhf_kit.interfaces.observer import Observer, ObserverContext
 from rlhf_kit.interfaces.policy import Policy
 from rlhf_kit.interfaces.reward import CompositeReward, NeedsModels, RewardFn, RewardModel
 from rlhf_kit.interfaces.stage import Stage, StageRun
@@ -29,6 +33,8 @@ __all__ = [
     "ModelSource",
     "NeedsModels",
     "Normalizer",
+    "Observer",
+    "ObserverContext",
     "Policy",
     "PtxController",
     "RewardFn",

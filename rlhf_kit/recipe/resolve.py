@@ -34,6 +34,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
     blocks.scope.earlier = []
     model = _top(blocks, "model")
     memory = _top(blocks, "memory")
+    observers = _observers(blocks)
     stages = _stages(blocks)
     _refuse_unused(blocks, data, stages)
     problems.raise_if_any()
@@ -48,6 +49,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
         model=model,
         memory=memory,
         data={name: part for name, part in data.items() if part is not None},
+        observers=observers,
         stages=stages,
         ambiguous=registry.ambiguous(),
     )
@@ -87,6 +89,16 @@ def _data(blocks: Blocks) -> dict[str, Part | None]:
         entries[name] = None if blocks.problems.at(place) else blocks.part("data", block, place)
     blocks.scope.data = entries
     return entries
+
+
+def _observers(blocks: Blocks) -> dict[str, Part]:
+    found: dict[str, Part] = {}
+    for name, block in _section(blocks, "observers").items():
+        place = ("observers", name)
+        part = None if blocks.problems.at(place) else blocks.part("observer", block, place)
+        if part is not None:
+            found[name] = part
+    return found
 
 
 def _stages(blocks: Blocks) -> dict[str, Stage]:
