@@ -28,7 +28,7 @@ from rlhf_kit.interfaces import (
 from rlhf_kit.recipe import Recipe, plain
 from rlhf_kit.recipe import Stage as StageBlock
 from rlhf_kit.recipe.identity import execution, identity
-from rlhf_kit.recipe.walk import parts_of, stage_refs
+from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.run_folder import OBSERVERS, STAGES
 from rlhf_kit.stage_record import StageRecord
 
@@ -119,7 +119,7 @@ class RunContext:
             context = StageContext(self, id)
             data = [p for p in parts_of(stage.part) if p.component.seam == "data"]
             backbones = [self.backbone(id)]
-            if any(ref.folder for ref in stage_refs(stage.part)):
+            if any(ref.folder for ref in refs_of(stage.part)):
                 backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
             content = {
                 "the seed": [id, self.recipe.seed],

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
-from rlhf_kit.recipe import Recipe, dump_yaml, filled, open_recipe, stage_refs
+from rlhf_kit.recipe import Recipe, dump_yaml, filled, open_recipe, refs_of
 from rlhf_kit.recipe.document import shown
 
 
@@ -57,7 +57,7 @@ def _account(recipe: Recipe) -> dict[str, Any]:
                 "package": stage.part.package,
                 "produces": stage.part.component.produces,
                 "needs": stage.needs,
-                "folders": [str(r.folder) for r in stage_refs(stage.part) if r.folder],
+                "folders": [str(r.folder) for r in refs_of(stage.part) if r.folder],
             }
             for stage in recipe.stages.values()
         ],

@@ -65,10 +65,11 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 def _type(field: FieldInfo) -> str:
     extra = _extra(field)
+    several = any(typing.get_origin(o) is dict for o in _options(field.annotation))
     if "produces" in extra:
-        return f"stage or folder with {extra['produces']}"
+        one = f"stage or folder with {extra['produces']}"
+        return f"several, by name: {one}" if several else one
     if "seam" in extra:
-        several = any(typing.get_origin(o) is dict for o in _options(field.annotation))
         return f"several {extra['seam']} by name" if several else str(extra["seam"])
     return _name(field.annotation)
 

@@ -28,10 +28,15 @@ def loaded_refs(stage: Stage) -> Iterator[LoadedRef]:
     for part in parts_of(stage.part):
         for name, field in type(part.options).model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            into, ref = extra.get("loads_into"), getattr(part.options, name)
-            if into is not None and isinstance(ref, StageRef):
-                place = (*part.key.split("."), key_of(name, field))
-                yield LoadedRef(place, ref, into == "own")
+            into, value = extra.get("loads_into"), getattr(part.options, name)
+            if into is None:
+                continue
+            place = (*part.key.split("."), key_of(name, field))
+            if isinstance(value, StageRef):
+                yield LoadedRef(place, value, into == "own")
+            elif isinstance(value, dict):
+                for word, ref in value.items():
+                    yield LoadedRef((*place, word), ref, into == "own")
 
 
 def bound(part: Part) -> dict[str, Any]:

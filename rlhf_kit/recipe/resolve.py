@@ -16,7 +16,7 @@ from rlhf_kit.recipe.blocks import Blocks, Scope
 from rlhf_kit.recipe.document import Document, Place, shown
 from rlhf_kit.recipe.problems import Problems
 from rlhf_kit.recipe.schema import Recipe, RecipeFile, Stage
-from rlhf_kit.recipe.walk import parts_of, stage_refs
+from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.registry import Registry
 
 
@@ -109,7 +109,7 @@ def _stages(blocks: Blocks) -> dict[str, Stage]:
         place = ("stages", name)
         part = None if blocks.problems.at(place) else blocks.part("stage", block, place)
         if part is not None:
-            named = {ref.stage for ref in stage_refs(part) if ref.stage is not None}
+            named = {ref.stage for ref in refs_of(part) if ref.stage is not None}
             _check_data_order(blocks, named, place)
             stages[name] = Stage(name, part, [other for other in scope.earlier if other in named])
         scope.earlier.append(name)
