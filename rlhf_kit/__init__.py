@@ -22,6 +22,7 @@ _PUBLIC = {
     "slot": "rlhf_kit.components",
     "slots": "rlhf_kit.components",
     "stage_ref": "rlhf_kit.components",
+    "stage_refs": "rlhf_kit.components",
     "OptimizerOptions": "rlhf_kit.stage_options",
     "SamplingOptions": "rlhf_kit.stage_options",
     "hookimpl": "rlhf_kit.hookspecs",
@@ -74,6 +75,9 @@ if TYPE_CHECKING:
     )
     from rlhf_kit.components import (
         stage_ref as stage_ref,
+    )
+    from rlhf_kit.components import (
+        stage_refs as stage_refs,
     )
     from rlhf_kit.errors import (
         DataError as DataError,

@@ -227,6 +227,20 @@ def stage_ref(
     )
 
 
+def stage_refs(
+    produces: str, *, loads_into: Literal["own", "its"] | None = None, description: str
+) -> Any:
+    """Declare an options field of type ``dict[str, StageRef]``: one or several of ``stage_ref``,
+
+    by names of the user's own.
+    """
+    return Field(
+        description=description,
+        min_length=1,
+        json_schema_extra={"produces": produces, "loads_into": loads_into},
+    )
+
+
 @dataclass(frozen=True)
 class StageRef:
     """Where a stage starts from: a stage of this recipe (``stage``) or a folder (``folder``)."""

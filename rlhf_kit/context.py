@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +20,16 @@ from rlhf_kit.interfaces import (
     Identified,
     Memory,
     ModelSource,
+    Observer,
+    ObserverContext,
     Stage,
     Tokenizer,
 )
 from rlhf_kit.recipe import Recipe, plain
 from rlhf_kit.recipe import Stage as StageBlock
 from rlhf_kit.recipe.identity import execution, identity
-from rlhf_kit.recipe.walk import parts_of, stage_refs
-from rlhf_kit.run_folder import STAGES
+from rlhf_kit.recipe.walk import parts_of, refs_of
+from rlhf_kit.run_folder import OBSERVERS, STAGES
 from rlhf_kit.stage_record import StageRecord
 
 # The runner's own part in every result: seeds, checkpoints, the order of calls.
@@ -100,6 +103,13 @@ class RunContext:
     def build_stage(self, stage: StageBlock) -> Stage:
         return construct(stage.part, StageContext(self, stage.id))
 
+    def build_observers(self, say: Callable[[str], None]) -> dict[str, Observer]:
+        """The observers of the recipe, by name; ``say`` shows one line."""
+        return {
+            name: construct(part, WatchContext(name, self.folder / OBSERVERS / name, say))
+            for name, part in self.recipe.observers.items()
+        }
+
     def data(self, part: Part, context: StageContext) -> DataSource:
         """Data sources are shared: the same block is read once."""
         if part.key not in self._data:
@@ -114,7 +124,7 @@ class RunContext:
             context = StageContext(self, id)
             data = [p for p in parts_of(stage.part) if p.component.seam == "data"]
             backbones = [self.backbone(id)]
-            if any(ref.folder for ref in stage_refs(stage.part)):
+            if any(ref.folder for ref in refs_of(stage.part)):
                 backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
             content = {
                 "the seed": [id, self.recipe.seed],
@@ -185,7 +195,22 @@ class StageContext:
         return found
 
 
-def construct(part: Part, context: StageContext | None, **extra: Any) -> Any:
+class WatchContext:
+    """Implements rlhf_kit.interfaces.ObserverContext."""
+
+    def __init__(self, name: str, folder: Path, say: Callable[[str], None]) -> None:
+        self.name, self._folder, self._say = name, folder, say
+
+    @property
+    def folder(self) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder
+
+    def say(self, text: str) -> None:
+        self._say(f"[{self.name}] {text}")
+
+
+def construct(part: Part, context: StageContext | ObserverContext | None, **extra: Any) -> Any:
     """Call a component's target with its options, and with the context if it asks for it.
 
     Raises:

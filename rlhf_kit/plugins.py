@@ -60,17 +60,12 @@ class LoadedPlugins:
     """(package, plugin name, component)"""
     broken: list[BrokenPlugin] = field(default_factory=list)
 
-    @property
-    def hook(self) -> Any:
-        """pluggy's relay: ``hook.rlhf_run_started(folder=..., recipe=...)`` tells all observers."""
-        return self.manager.hook
-
     def call_each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, list[Any] | Exception]]:
         """Call one hook plugin by plugin, yielding (plugin, its results or its exception).
 
-        For hooks whose failure must be laid at one plugin's door; observers use ``hook``.
+        Not through pluggy's relay: a failure must be laid at one plugin's door.
         """
-        for impl in getattr(self.hook, hook).get_hookimpls():
+        for impl in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 yield impl.plugin_name, _items(impl, arguments)
             except Exception as error:

@@ -14,11 +14,12 @@ from rlhf_kit import manifest
 from rlhf_kit.context import RunContext
 from rlhf_kit.engine.checkpoint import write_atomically, write_json
 from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib, reset_peak_rss
+from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.release import release_memory
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import DataError, Interrupted, RlhfKitError
-from rlhf_kit.interfaces import Stage
+from rlhf_kit.interfaces import Observer, Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
 from rlhf_kit.run_folder import MANIFEST, METRICS, SUMMARY, read_record
@@ -40,7 +41,7 @@ def run_recipe(
 
     Args:
         recipe: from :func:`rlhf_kit.recipe.open_recipe`.
-        loaded: the plugins it was resolved with; their observers are called.
+        loaded: the plugins it was resolved with, for the manifest.
         out: the run folder; ``runs/<name>`` by default.
         plain: plain lines even on a terminal.
 
@@ -55,16 +56,17 @@ def run_recipe(
     records = context.records()
     todo = [id for id, record in records.items() if not record.finished]
     stages = {id: context.build_stage(recipe.stages[id]) for id in todo}
+    observers = Observers(context.build_observers(console.line), console.line)
     attempt = Attempt(recipe, loaded, folder, records, todo)
     for id in records:
         if id not in todo:
             console.line(f"[{id}] finished already")
     spent_before = sum(record.seconds for record in records.values())
     folder.mkdir(parents=True, exist_ok=True)
-    with _announced(loaded, folder, recipe):
+    with _announced(observers, folder, recipe):
         for id in todo:
             release_memory()  # what building, or the stage before, has left behind
-            _run_stage(id, stages.pop(id), records[id], attempt, console)
+            _run_stage(id, stages.pop(id), records[id], attempt, console, observers)
     attempt.agree()
     total = spent_before + time.monotonic() - begin
     summary = summarise(recipe, records, total)
@@ -94,7 +96,7 @@ class Attempt:
         records: dict[str, StageRecord],
         todo: Sequence[str],
     ) -> None:
-        self.recipe, self.loaded, self.folder = recipe, loaded, folder
+        self.recipe, self.folder = recipe, folder
         before = read_record(folder / MANIFEST)
         self._manifest = manifest.describe(recipe, loaded, records, todo, before)
         self._begun = False
@@ -128,8 +130,8 @@ class Attempt:
 
 
 @contextmanager
-def _announced(loaded: LoadedPlugins, folder: Path, recipe: Recipe) -> Iterator[None]:
-    loaded.hook.rlhf_run_started(folder=folder, recipe=recipe)
+def _announced(observers: Observer, folder: Path, recipe: Recipe) -> Iterator[None]:
+    observers.run_started(folder, recipe)
     error: BaseException | None = None
     try:
         yield
@@ -137,13 +139,18 @@ def _announced(loaded: LoadedPlugins, folder: Path, recipe: Recipe) -> Iterator[
         error = caught
         raise
     finally:
-        loaded.hook.rlhf_run_ended(folder=folder, error=error)
+        observers.run_ended(folder, error)
 
 
 def _run_stage(
-    id: str, stage: Stage, record: StageRecord, attempt: Attempt, console: Console
+    id: str,
+    stage: Stage,
+    record: StageRecord,
+    attempt: Attempt,
+    console: Console,
+    observers: Observer,
 ) -> None:
-    started, metrics, hook = time.monotonic(), attempt.metrics(record), attempt.loaded.hook
+    started, metrics = time.monotonic(), attempt.metrics(record)
 
     def begin() -> None:
         attempt.begin()
@@ -157,7 +164,7 @@ def _run_stage(
         for change in record.execution_changes():
             console.line(f"[{id}] goes on with {change}: the same result but for rounding")
         record.begin(attempt.number)
-        hook.rlhf_stage_started(stage=id, folder=record.folder)
+        observers.stage_started(id, record.folder)
 
     execution = StageExecution(
         id,
@@ -165,7 +172,7 @@ def _run_stage(
         seed=attempt.recipe.seed,
         metrics=metrics,
         console=console,
-        observers=hook,
+        observers=observers,
         begin=begin,
         fresh=record.changed,
     )
@@ -182,7 +189,7 @@ def _run_stage(
     record.finish(summary, time.monotonic() - started, peak_rss_mib())
     reset_peak_rss()  # the next stage's own; the first one's has the set-up in it
     execution.finish()
-    hook.rlhf_stage_ended(stage=id, folder=record.folder, summary=summary)
+    observers.stage_ended(id, record.folder, summary)
     console.line(f"[{id}] done in {record.seconds:.0f} s")
     if execution.interrupted:
         raise Interrupted(f"stopped after stage {id!r}; the same command goes on from here")

@@ -11,7 +11,7 @@ from rlhf_kit.errors import DataError
 FORMAT = 2  # of stage.json, manifest.json and checkpoints; raised when one of them changes
 RECORD, MANIFEST = "stage.json", "manifest.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
-STAGES, SUPERSEDED = "stages", "superseded"
+STAGES, SUPERSEDED, OBSERVERS = "stages", "superseded", "observers"
 _KEYS = {
     RECORD: ("stage", "produces", "finished", "fingerprint"),
     MANIFEST: ("run", "fingerprints", "produces", "attempts"),

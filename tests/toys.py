@@ -248,8 +248,8 @@ def toy_recipe_values(model: Path, memory: str) -> dict[str, Any]:
             },
             "evaluate": {
                 "use": "evaluate",
-                "sft": "sft",
-                "ppo": "ppo",
+                "baseline": "sft",
+                "candidates": {"ppo": "ppo"},
                 "gold": gold,
                 "reward": proxy,
                 "pretraining": "pretraining",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
-from rlhf_kit.recipe import Recipe, dump_yaml, filled, open_recipe, stage_refs
+from rlhf_kit.recipe import Recipe, dump_yaml, filled, open_recipe, refs_of
 from rlhf_kit.recipe.document import shown
 
 
@@ -49,6 +49,7 @@ def _account(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "model": recipe.model.component.name,
         "memory": recipe.memory.component.name,
+        "observers": {name: p.component.name for name, p in recipe.observers.items()},
         "stages": [
             {
                 "id": stage.id,
@@ -56,7 +57,7 @@ def _account(recipe: Recipe) -> dict[str, Any]:
                 "package": stage.part.package,
                 "produces": stage.part.component.produces,
                 "needs": stage.needs,
-                "folders": [str(r.folder) for r in stage_refs(stage.part) if r.folder],
+                "folders": [str(r.folder) for r in refs_of(stage.part) if r.folder],
             }
             for stage in recipe.stages.values()
         ],
@@ -77,4 +78,6 @@ def _lines(recipe: Recipe) -> list[str]:
         sources = [*stage["needs"], *(shown(Path(folder)) for folder in stage["folders"])]
         origin = f"from {', '.join(sources)}" if sources else "from the model"
         lines.append(f"  {number:>3} {stage['id']:<{ids}}  {stage['use']:<{uses}}  {origin}")
+    for name, use in account["observers"].items():
+        lines.append(f"  observer  {name}: {use}")
     return [*lines, "ok"]

@@ -62,10 +62,11 @@ def _block_default(field: FieldInfo, inner: Any) -> str:
 
 def _type(field: FieldInfo) -> str:
     extra = declared(field)
+    several = any(typing.get_origin(o) is dict for o in kinds(field.annotation))
     if "produces" in extra:
-        return f"stage or folder with {extra['produces']}"
+        one = f"stage or folder with {extra['produces']}"
+        return f"several, by name: {one}" if several else one
     if "seam" in extra:
-        several = any(typing.get_origin(o) is dict for o in kinds(field.annotation))
         return f"several {extra['seam']} by name" if several else str(extra["seam"])
     return _name(field.annotation)
 

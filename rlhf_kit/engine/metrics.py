@@ -37,7 +37,7 @@ class MetricsFile:
     def __init__(self, path: Path, stamp: Mapping[str, Any]) -> None:
         self._path, self._stamp = path, dict(stamp)
 
-    def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one row."""
         row: dict[str, Any] = {"stage": stage, "step": step, "time": round(time.time(), 3)}
         row |= self._stamp | finite(dict(metrics))
@@ -46,7 +46,7 @@ class MetricsFile:
             end = file.seek(0, os.SEEK_END)
             # A kill may have cut the last row short: it must not swallow this one.
             cut = end and (file.seek(end - 1), file.read(1))[1] != b"\n"
-            data = (b"\n" if cut else b"") + json.dumps(row).encode() + b"\n"
+            data = (b"\n" if cut else b"") + json.dumps(row, ensure_ascii=False).encode() + b"\n"
             try:
                 if file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))

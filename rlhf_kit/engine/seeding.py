@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -58,6 +60,17 @@ class GeneratorState:
         devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
         for device, saved in enumerate(state["cuda"][:devices]):
             torch.cuda.set_rng_state(saved, device)
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Inside, the global generators may be drawn from; afterwards they stand where they stood."""
+    generators = GeneratorState(torch.Generator())
+    state = generators.state_dict()
+    try:
+        yield
+    finally:
+        generators.load_state_dict(state)
 
 
 def _python_state() -> dict[str, Any]:

@@ -9,23 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
 
 from rlhf_kit.engine.checkpoint import load_checkpoint, save_checkpoint
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.seeding import GeneratorState, derive_seed, seed_everything
 from rlhf_kit.errors import Interrupted
-from rlhf_kit.interfaces import Stateful
+from rlhf_kit.interfaces import Observer, Stateful
 from rlhf_kit.types import Rollout
-
-
-class Observers(Protocol):
-    """The hooks a stage execution calls (see rlhf_kit.hookspecs)."""
-
-    def rlhf_rollout_collected(self, *, stage: str, step: int, rollout: Rollout) -> Any: ...
-    def rlhf_step_ended(self, *, stage: str, step: int, metrics: dict[str, float]) -> Any: ...
-    def rlhf_checkpoint_saved(self, *, stage: str, step: int, path: Path) -> Any: ...
 
 
 class StageExecution:
@@ -39,7 +30,7 @@ class StageExecution:
         seed: int,
         metrics: MetricsFile,
         console: Console,
-        observers: Observers,
+        observers: Observer,
         begin: Callable[[], None],
         fresh: bool = False,
         checkpoint_seconds: float = 300.0,
@@ -56,7 +47,6 @@ class StageExecution:
         self._checkpoint = folder / "checkpoints" / "last.pt"
         self._checkpoint_seconds = checkpoint_seconds
         self.interrupted = False  # Ctrl-C came during the last step
-        self._silenced: set[str] = set()
 
     def key(self, *names: str | int) -> int:
         return derive_seed(self._seed, self.id, *map(str, names))
@@ -84,11 +74,11 @@ class StageExecution:
         self._console.line(f"[{self.id}] {text}")
 
     def rollout_collected(self, step: int, rollout: Rollout) -> None:
-        self._notify("rlhf_rollout_collected", step=step, rollout=rollout)
+        self._observers.rollout_collected(self.id, step, rollout)
 
     def end_step(self, step: int, metrics: Mapping[str, float], line: str | None = None) -> None:
         self._metrics.write(self.id, step, metrics)
-        self._notify("rlhf_step_ended", step=step, metrics=dict(metrics))
+        self._observers.step_ended(self.id, step, metrics)
         if line:
             self.say(line)
 
@@ -116,7 +106,7 @@ class StageExecution:
                 if (due or interrupted.is_set()) and done < total:
                     save_checkpoint(self._checkpoint, done, state)
                     saved_at = time.monotonic()
-                    self._notify("rlhf_checkpoint_saved", step=step, path=self._checkpoint)
+                    self._observers.checkpoint_saved(self.id, step, self._checkpoint)
                 if interrupted.is_set() and done < total:
                     raise Interrupted(
                         f"stopped after {unit} {done} of {total} of stage {self.id!r}, saved; "
@@ -124,15 +114,6 @@ class StageExecution:
                     )
 
             self.interrupted = interrupted.is_set()
-
-    def _notify(self, hook: str, **arguments: Any) -> None:
-        """Call observers; one that fails is reported once and cannot stop the training."""
-        try:
-            getattr(self._observers, hook)(stage=self.id, **arguments)
-        except Exception as error:
-            if hook not in self._silenced:
-                self._silenced.add(hook)
-                self.say(f"warning: an observer of {hook} failed: {type(error).__name__}: {error}")
 
     def finish(self) -> None:
         """The artifact is complete: the checkpoint has served."""

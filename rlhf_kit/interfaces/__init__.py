@@ -1,4 +1,7 @@
-"""The seams. Each is a Protocol: an implementation inherits nothing."""
+"""The seams. Each is a Protocol: an implementation inherits nothing.
+
+But an observer: most want one event of seven, and :class:`Observer` has all of them, empty.
+"""
 
 from rlhf_kit.interfaces.advantage import AdvantageEstimator
 from rlhf_kit.interfaces.context import Context
@@ -8,6 +11,7 @@ from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import Loss, ObservingLoss
 from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource, NeedsModels
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
+from rlhf_kit.interfaces.observer import Observer, ObserverContext
 from rlhf_kit.interfaces.policy import Policy, Reference
 from rlhf_kit.interfaces.reward import (
     CompositeReward,
@@ -38,6 +42,8 @@ __all__ = [
     "ModelSource",
     "NeedsModels",
     "Normalizer",
+    "Observer",
+    "ObserverContext",
     "ObservingLoss",
     "Policy",
     "PtxController",

@@ -13,7 +13,7 @@ from rlhf_kit.recipe.load import read_recipe
 from rlhf_kit.recipe.overrides import apply_overrides
 from rlhf_kit.recipe.resolve import resolve
 from rlhf_kit.recipe.schema import Recipe, Stage
-from rlhf_kit.recipe.walk import stage_refs
+from rlhf_kit.recipe.walk import refs_of
 from rlhf_kit.registry import Registry
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
     "open_recipe",
     "plain",
     "read_recipe",
+    "refs_of",
     "resolve",
-    "stage_refs",
 ]
 
 

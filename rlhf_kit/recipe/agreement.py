@@ -29,9 +29,15 @@ def loaded_refs(stage: Stage) -> Iterator[LoadedRef]:
     for part in parts_of(stage.part):
         for place, block in blocks_of(part.options, tuple(part.key.split("."))):
             for name, field in type(block).model_fields.items():
-                into, ref = declared(field).get("loads_into"), getattr(block, name)
-                if into is not None and isinstance(ref, StageRef):
-                    yield LoadedRef((*place, key_of(name, field)), ref, into == "own")
+                into, value = declared(field).get("loads_into"), getattr(block, name)
+                if into is None:
+                    continue
+                at = (*place, key_of(name, field))
+                if isinstance(value, StageRef):
+                    yield LoadedRef(at, value, into == "own")
+                elif isinstance(value, dict):
+                    for word, ref in value.items():
+                        yield LoadedRef((*at, word), ref, into == "own")
 
 
 def bound(part: Part) -> dict[str, Any]:

@@ -166,7 +166,13 @@ class Blocks:
         """Replace the value of a slot by Parts, and of a stage reference by a StageRef."""
         extra = declared(field)
         at = (*place, key)
-        if "produces" in extra:
+        if "produces" in extra and admits(field, dict):
+            if isinstance(values.get(key), dict):
+                values[key] = {
+                    name: self._ref(value, str(extra["produces"]), (*at, name))
+                    for name, value in values[key].items()
+                }
+        elif "produces" in extra:
             if key in values and not (values[key] is None and admits(field, type(None))):
                 values[key] = self._ref(values[key], str(extra["produces"]), at)
         elif "seam" in extra and admits(field, dict):

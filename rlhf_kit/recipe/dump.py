@@ -40,6 +40,7 @@ def filled(recipe: Recipe) -> dict[str, Any]:
         "model": block(recipe.model),
         "memory": block(recipe.memory),
         "data": {key: block(part) for key, part in recipe.data.items()},
+        "observers": {key: block(part) for key, part in recipe.observers.items()},
         "stages": {key: block(stage.part) for key, stage in recipe.stages.items()},
     }
 

@@ -16,7 +16,7 @@ from rlhf_kit.recipe.blocks import Blocks, Scope
 from rlhf_kit.recipe.document import Document, Place, shown
 from rlhf_kit.recipe.problems import Problems
 from rlhf_kit.recipe.schema import Recipe, RecipeFile, Stage
-from rlhf_kit.recipe.walk import parts_of, stage_refs
+from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.registry import Registry
 
 
@@ -34,6 +34,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
     blocks.scope.earlier = []
     model = _top(blocks, "model")
     memory = _top(blocks, "memory")
+    observers = _observers(blocks)
     stages = _stages(blocks)
     _refuse_unused(blocks, data, stages)
     problems.raise_if_any()
@@ -48,6 +49,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
         model=model,
         memory=memory,
         data={name: part for name, part in data.items() if part is not None},
+        observers=observers,
         stages=stages,
         ambiguous=registry.ambiguous(),
     )
@@ -89,6 +91,16 @@ def _data(blocks: Blocks) -> dict[str, Part | None]:
     return entries
 
 
+def _observers(blocks: Blocks) -> dict[str, Part]:
+    found: dict[str, Part] = {}
+    for name, block in _section(blocks, "observers").items():
+        place = ("observers", name)
+        part = None if blocks.problems.at(place) else blocks.part("observer", block, place)
+        if part is not None:
+            found[name] = part
+    return found
+
+
 def _stages(blocks: Blocks) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
     scope: Scope = blocks.scope
@@ -97,7 +109,7 @@ def _stages(blocks: Blocks) -> dict[str, Stage]:
         place = ("stages", name)
         part = None if blocks.problems.at(place) else blocks.part("stage", block, place)
         if part is not None:
-            named = {ref.stage for ref in stage_refs(part) if ref.stage is not None}
+            named = {ref.stage for ref in refs_of(part) if ref.stage is not None}
             _check_data_order(blocks, named, place)
             stages[name] = Stage(name, part, [other for other in scope.earlier if other in named])
         scope.earlier.append(name)

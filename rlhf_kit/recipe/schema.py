@@ -54,6 +54,9 @@ class RecipeFile(BaseModel):
     data: Annotated[dict[Identifier, Block], BeforeValidator(_empty_if_null)] = Field(
         {}, description="named data, for the data slots of stages"
     )
+    observers: Annotated[dict[Identifier, Block], BeforeValidator(_empty_if_null)] = Field(
+        {}, description="who watches the run, by a name of your own; they change no result"
+    )
     stages: dict[StageId, Block] = Field(
         description="the stages by id, in the order they run", min_length=1
     )
@@ -82,6 +85,7 @@ class Recipe:
     model: Part
     memory: Part
     data: dict[str, Part]
+    observers: dict[str, Part]
     stages: dict[str, Stage]
     ambiguous: frozenset[tuple[str, str]] = frozenset()  # (seam, name) that need `package/name`
 

@@ -17,7 +17,7 @@ def parts_of(part: Part) -> Iterator[Part]:
     return (found for found in _walk(part) if isinstance(found, Part))
 
 
-def stage_refs(part: Part) -> list[StageRef]:
+def refs_of(part: Part) -> list[StageRef]:
     """Every stage or folder that ``part`` reads from, through slots and named data."""
     return list(dict.fromkeys(found for found in _walk(part) if isinstance(found, StageRef)))
 

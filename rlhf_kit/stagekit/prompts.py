@@ -15,9 +15,14 @@ from rlhf_kit.types import Prompts, Ragged
 from rlhf_kit.types.samples import Row
 
 
+def asked(row: Row) -> str:
+    """What a row asks, for a person to read: its prompt, or the last message."""
+    return str(row.get("prompt") or row["messages"][-1]["content"])
+
+
 def shown(row: Row) -> str:
     """How an error names a row."""
-    return str(row.get("id") or row.get("prompt") or row["messages"][-1]["content"])[:60]
+    return str(row.get("id") or asked(row))[:60]
 
 
 @dataclass(frozen=True, eq=False)

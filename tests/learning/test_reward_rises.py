@@ -81,7 +81,7 @@ def project(folder: Path, model: Path, memory: str, kl_coef: float) -> Path:
             },
             "evaluate": {
                 "use": "evaluate",
-                "ppo": "ppo",
+                "candidates": {"ppo": "ppo"},
                 "gold": reward,
                 "samples_per_prompt": 24,
                 "sampling": {"max_new_tokens": 24, "batch_size": 192},
@@ -114,7 +114,7 @@ def learn(
         summary = run_recipe(recipe, loaded, out=out, plain=True)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         pairs = json.loads((out / "stages/evaluate/samples.json").read_text())
-        scores = {name: [p["gold"][name] for p in pairs] for name in ("sft", "ppo")}
+        scores = {name: [p["gold"][name] for p in pairs] for name in ("baseline", "ppo")}
         return Learned(summary, rows, scores)
 
     return learned
@@ -127,8 +127,8 @@ def test_reward_rises(learn: Callable[[str, float], Learned], memory: str) -> No
     assert found.rows[0]["kl"] == 0
     means = {name: statistics.mean(values) for name, values in found.scores.items()}
     error = math.sqrt(sum(statistics.variance(v) / len(v) for v in found.scores.values()))
-    rise = means["ppo"] - means["sft"]
-    assert 0.05 < means["sft"] < 0.4  # what the model does by itself
+    rise = means["ppo"] - means["baseline"]
+    assert 0.05 < means["baseline"] < 0.4  # what the model does by itself
     assert rise > 5 * error
     assert rise > 0.25  # on beginnings that it has not seen
     # The samples seen in training rose as well, and the summary says the same.
@@ -136,12 +136,12 @@ def test_reward_rises(learn: Callable[[str, float], Learned], memory: str) -> No
     begin, end = (statistics.mean(row["score"] for row in part) for part in (first, last))
     assert end - begin > 0.2
     assert found.summary["gold_score"]["ppo"] == pytest.approx(means["ppo"], abs=1e-4)
-    assert found.summary["win_rate_ci"][0] > 0.5
+    assert found.summary["win_rate_ci"]["ppo"][0] > 0.5
     # It has moved for it, but not far: a collapsed policy is tens of nats away.
-    assert 0.5 < found.summary["kl"] < 15
+    assert 0.5 < found.summary["kl"]["ppo"] < 15
 
 
 def test_a_larger_coefficient_holds_it_closer(learn: Callable[[str, float], Learned]) -> None:
     loose, tight = learn("hydra", 0.1).summary, learn("hydra", 2.0).summary
-    assert tight["kl"] < 0.5 * loose["kl"]
+    assert tight["kl"]["ppo"] < 0.5 * loose["kl"]["ppo"]
     assert tight["gold_score"]["ppo"] < loose["gold_score"]["ppo"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import types
@@ -17,6 +18,7 @@ from toys import write_toy_recipe
 
 import rlhf_kit.hookspecs
 from rlhf_kit.cli.main import main
+from rlhf_kit.interfaces import Observer
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
@@ -94,7 +96,7 @@ def test_the_tutorial_reward_works(tmp_path: Path) -> None:
 
 
 def test_the_plugin_of_the_authors_page_works() -> None:
-    declared, implemented, tested = blocks(AUTHORS, "python")
+    declared, implemented, tested, _ = blocks(AUTHORS, "python")
     plugin: dict[str, Any] = {"__name__": "my_package.plugin"}
     exec(declared, plugin)
     (component,) = plugin["rlhf_components"]()
@@ -111,8 +113,33 @@ def test_the_plugin_of_the_authors_page_works() -> None:
     assert "check_reward(" in tested
 
 
+def test_the_observer_of_the_authors_page_works(tmp_path: Path) -> None:
+    from rlhf_kit.context import WatchContext
+    from rlhf_kit.testing import made_up_samples
+    from rlhf_kit.types import Rollout
+
+    watching = blocks(AUTHORS, "python")[-1]
+    module: dict[str, Any] = {"__name__": "lengths"}
+    exec(watching, module)
+    samples = made_up_samples(["one two", "one"])
+    nothing = torch.zeros(samples.mask.shape)
+    rollout = Rollout(samples, nothing, nothing, None, torch.zeros(2))
+    observer = module["Lengths"](None, WatchContext("talk", tmp_path / "talk", print))
+    observer.rollout_collected("ppo", 3, rollout)
+    mean = samples.mask.sum(1).float().mean().item()
+    assert (tmp_path / "talk/lengths.csv").read_text() == f"ppo,3,{mean}\n"
+
+
 def test_every_hook_is_documented() -> None:
     hooks = [name for name in vars(rlhf_kit.hookspecs) if name.startswith("rlhf_")]
-    assert len(hooks) >= 9
+    assert sorted(hooks) == ["rlhf_check_recipe", "rlhf_components"]
     for name in hooks:
         assert f"`{name}(" in AUTHORS, f"{name} is missing from docs/plugin-authors/README.md"
+
+
+def test_every_event_is_documented() -> None:
+    events = {name: event for name, event in vars(Observer).items() if not name.startswith("_")}
+    assert len(events) == 7
+    for name, event in events.items():
+        arguments = ", ".join(list(inspect.signature(event).parameters)[1:])
+        assert f"| `{name}({arguments})` |" in AUTHORS, name

@@ -67,13 +67,13 @@ def at(values: dict[str, Any], key: str) -> Any:
 
 
 FINITE = (
-    "gold_score.sft",
+    "gold_score.baseline",
     "gold_score.ppo",
-    "win_rate",
-    "kl",
-    "perplexity.sft",
+    "win_rate.ppo",
+    "kl.ppo",
+    "perplexity.baseline",
     "perplexity.ppo",
-    "response_length.sft",
+    "response_length.baseline",
     "response_length.ppo",
     "seconds.sft",
     "seconds.collect",
@@ -106,10 +106,10 @@ def test_quickstart_end_to_end(
     assert summary["seed"] == 0
     # Of responses that were cut to pairs with any difference there may be none.
     assert summary["rm_pair_accuracy"] is None or 0 <= summary["rm_pair_accuracy"] <= 1
-    low, high = summary["win_rate_ci"]
-    assert 0 <= low <= summary["win_rate"] <= high <= 1
-    assert summary["kl"] != 0  # PPO has moved
-    assert summary["perplexity"]["sft"] != summary["perplexity"]["ppo"]
+    low, high = summary["win_rate_ci"]["ppo"]
+    assert 0 <= low <= summary["win_rate"]["ppo"] <= high <= 1
+    assert summary["kl"]["ppo"] != 0  # PPO has moved
+    assert summary["perplexity"]["baseline"] != summary["perplexity"]["ppo"]
     stages = summary["seconds"].keys() - {"total"}
     assert summary["seconds"]["total"] >= sum(summary["seconds"][s] for s in stages) - 0.5
     assert summary["peak_rss_mib"] > 100

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from toy_plugins import offering, write_distribution
 from toys import COMMAND, environment, toy_tokenizer, write_toy_recipe
 from transformers import LlamaConfig
+from watchers import write_watcher
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.recipe import open_recipe
@@ -340,11 +341,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 FILLING = """
-import os
-import rlhf_kit
-
-@rlhf_kit.hookimpl
-def rlhf_rollout_collected(stage, step):
+def rollout_collected(self, stage, step, rollout):
+    import os
     if step == {step}:
         free = os.statvfs({folder!r})
         with open({folder!r} + "/filler", "wb") as file:
@@ -365,8 +363,9 @@ def test_a_disk_that_is_really_full(
     """In the middle of PPO, or with so little left that the metrics fit and the weights do not."""
     recipe, out = toy_recipe(memory), small_disk / "run"
     plugin = tmp_path / "filling.py"
-    plugin.write_text(FILLING.format(step=step, folder=str(small_disk), left=left))
-    result = rlhf_kit("run", recipe, "--out", out, "--plugin", plugin)
+    filling = FILLING.format(step=step, folder=str(small_disk), left=left)
+    watched = write_watcher(plugin, filling)
+    result = rlhf_kit("run", recipe, watched, "--out", out, "--plugin", plugin)
     assert result.exit_code == 3, (result.stderr, result.exception)
     assert "no space left on the disk" in result.stderr.splitlines()[-1]
     (small_disk / "filler").unlink()

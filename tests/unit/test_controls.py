@@ -8,7 +8,6 @@ import json
 import math
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from toys import ANSWERS, prompts, texts
 from rlhf_kit import SamplingOptions
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.metrics import MetricsFile
+from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.stage_run import StageExecution
@@ -320,7 +320,7 @@ def test_an_interrupt_in_the_last_step_of_a_stopped_stage_counts(tmp_path: Path)
         seed=0,
         metrics=MetricsFile(tmp_path / "metrics.jsonl", {}),
         console=Console(plain=True),
-        observers=SimpleNamespace(),  # type: ignore[arg-type]
+        observers=Observers({}, print),
         begin=lambda: None,
     )
     for step in execution.steps(5, {}):

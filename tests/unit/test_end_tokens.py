@@ -200,7 +200,7 @@ def stage_recipe(folder: Path, model: Path, stage: str, length: int, end: str) -
         values["data"].pop("prompts")
     if stage == "evaluate":
         values["stages"]["sft"] = {"use": "sft", "epochs": 1}
-        blocks["evaluate"] |= {"sft": "sft", "ppo": "sft"}
+        blocks["evaluate"] |= {"baseline": "sft", "candidates": {"same": "sft"}}
     values["stages"][stage] = blocks[stage] | {"sampling": sampling}
     path = folder / "ends.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))

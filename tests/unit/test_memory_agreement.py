@@ -128,8 +128,8 @@ def test_the_message(toy_model: Path, tmp_path: Path) -> None:
     [
         "ppo.from={}",
         "ppo.reference={}",
-        "evaluate.sft={}",
-        "evaluate.ppo={}",
+        "evaluate.baseline={}",
+        "evaluate.candidates.ppo={}",
         "collect.from={}",
         "sft.from={}",
     ],

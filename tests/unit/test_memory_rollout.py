@@ -82,8 +82,8 @@ def test_evaluate_keeps_no_activations(
 ) -> None:
     evaluate = {
         "use": "evaluate",
-        "sft": "sft",
-        "ppo": "ppo",
+        "baseline": "sft",
+        "candidates": {"ppo": "ppo"},
         "gold": WITNESS,
         "samples_per_prompt": 1,
         "sampling": SAMPLING,

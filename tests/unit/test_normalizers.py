@@ -13,6 +13,7 @@ from rlhf_kit_policy_gradient.options import RunningOptions, WhitenOptions
 from safetensors.torch import load_file
 from torch import Tensor
 from toy_runs import metrics, one_stage, run, run_in_two
+from watchers import write_watcher
 
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import InvertibleNormalizer, Stateful
@@ -198,11 +199,8 @@ def test_each_normalizer_acts_in_ppo(
 
 
 WATCHING = """
-import json
-import rlhf_kit
-
-@rlhf_kit.hookimpl
-def rlhf_rollout_collected(stage, step, rollout):
+def rollout_collected(self, stage, step, rollout):
+    import json
     with open({file!r}, "a") as file:
         file.write(json.dumps(rollout.values[rollout.mask].mean().item()) + "\\n")
 """
@@ -218,10 +216,10 @@ def test_the_critic_learns_scaled_returns(toy_model: Path, tmp_path: Path) -> No
         "def reward(responses):\n    return [1000 + sum(map(ord, t)) % 37 for t in responses]\n"
     )
     plugin = tmp_path / "watching.py"
-    plugin.write_text(WATCHING.format(file=str(tmp_path / "values.jsonl")))
+    watched = write_watcher(plugin, WATCHING.format(file=str(tmp_path / "values.jsonl")))
     for name, normalizer in (("with", RUNNING), ("without", None)):
         recipe = one_stage(tmp_path / name, toy_model, reward=reward, value_normalizer=normalizer)
-        run(recipe, tmp_path / f"{name}-run", plugins=(plugin,))
+        run(recipe, tmp_path / f"{name}-run", watched, plugins=(plugin,))
     scaled, plain = metrics(tmp_path / "with-run"), metrics(tmp_path / "without-run")
     assert scaled[0]["return"] == plain[0]["return"] > 500  # reported in the reward's own units
     assert abs(scaled[0]["value/return"]) < 0.2

@@ -19,7 +19,7 @@ from toy_plugins import (
 from rlhf_kit.components import StageRef
 from rlhf_kit.errors import DataError, PluginError, RecipeError
 from rlhf_kit.plugins import LoadedPlugins
-from rlhf_kit.recipe import dump_yaml, filled, stage_refs
+from rlhf_kit.recipe import dump_yaml, filled, refs_of
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_a_folder_of_another_run(toys: LoadedPlugins, tmp_path: Path) -> None:
     assert options.from_ == StageRef(folder=tmp_path / "other/stages/sft")
     assert options.critic == StageRef(folder=tmp_path / "x")
     assert recipe.stages["ppo"].needs == []
-    assert len(stage_refs(recipe.stages["ppo"].part)) == 2
+    assert len(refs_of(recipe.stages["ppo"].part)) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from toy_runs import one_stage, run
 from toys import write_toy_recipe
+from watchers import write_watcher
 
 from rlhf_kit import content
 from rlhf_kit.cli.main import main
@@ -554,11 +555,11 @@ def test_a_damaged_record_is_one_line(
 def test_an_observer_of_a_new_run_finds_its_folder(toy_model: Path, tmp_path: Path) -> None:
     recipe = one_stage(tmp_path / "project", toy_model, "sft")
     watcher = tmp_path / "watcher.py"
-    watcher.write_text(
-        "import rlhf_kit\n\n@rlhf_kit.hookimpl\ndef rlhf_run_started(folder, recipe):\n"
-        "    (folder / 'started.txt').write_text('x')\n"
+    watched = write_watcher(
+        watcher,
+        "def run_started(self, folder, recipe):\n    (folder / 'started.txt').write_text('x')\n",
     )
-    run(recipe, tmp_path / "run", plugins=(watcher,))
+    run(recipe, tmp_path / "run", watched, plugins=(watcher,))
     assert (tmp_path / "run/started.txt").is_file()
 
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from toys import COMMAND, environment, write_toy_recipe
+from watchers import write_watcher
 
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
@@ -124,15 +125,15 @@ def test_an_observer_that_fails_does_not_stop_the_run(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watcher = tmp_path / "watcher.py"
-    watcher.write_text(
-        "import rlhf_kit\n\n@rlhf_kit.hookimpl\n"
-        "def rlhf_step_ended(stage, step, metrics):\n    raise OSError('no route to host')\n"
+    watched = write_watcher(
+        watcher,
+        "def step_ended(self, stage, step, metrics):\n    raise OSError('no route to host')\n",
     )
-    resolved, loaded, _ = open_recipe(project, (), [watcher])
+    resolved, loaded, _ = open_recipe(project, [watched], [watcher])
     run_recipe(resolved, loaded, out=tmp_path / "run", plain=True)
     shown = capsys.readouterr().err
-    line = "warning: an observer of rlhf_step_ended failed: OSError: no route to host"
-    assert shown.count(f"[ppo] {line}") == 1
+    line = "warning: observer 'watcher' failed: OSError: no route to host (said once)"
+    assert shown.count(line) == 1
 
 
 def test_a_changed_recipe_sets_aside_only_what_depends_on_it(
@@ -212,19 +213,19 @@ def slow_project(project: Path, tmp_path: Path, finished: Path) -> Iterator[tupl
 
     The slowness is an observer: it changes no fingerprint of a stage.
     """
-    (tmp_path / "slow.py").write_text(
-        "import time\n"
-        "import rlhf_kit\n"
-        "@rlhf_kit.hookimpl\n"
-        "def rlhf_rollout_collected(stage, step):\n"
-        "    time.sleep(0.25)\n"
+    write_watcher(
+        tmp_path / "slow.py",
+        "def rollout_collected(self, stage, step, rollout):\n"
+        "    import time\n"
+        "    time.sleep(0.25)\n",
     )
     yield tmp_path / "slow.py", tmp_path / "run"
 
 
 def start(project: Path, out: Path, plugin: Path) -> subprocess.Popen[str]:
+    slow = ("observers.slow.use=slow", "--plugin", str(plugin))
     return subprocess.Popen(
-        [*COMMAND, "run", str(project), "--out", str(out), "--plugin", str(plugin)],
+        [*COMMAND, "run", str(project), "--out", str(out), *slow],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -309,15 +310,14 @@ def test_a_checkpoint_restores_every_strategy(
     recipe = toy_recipe(memory, ppo=PPO)
     run(recipe, tmp_path / "whole")
     stopping = tmp_path / "stopping.py"
-    stopping.write_text(
-        "import rlhf_kit\n"
-        "@rlhf_kit.hookimpl\n"
-        "def rlhf_rollout_collected(stage, step):\n"
+    watched = write_watcher(
+        stopping,
+        "def rollout_collected(self, stage, step, rollout):\n"
         "    if step == 3:\n"
-        "        raise KeyboardInterrupt\n"
+        "        raise KeyboardInterrupt\n",
     )
     monkeypatch.setattr("rlhf_kit.engine.stage_run.StageExecution.__init__", _eager())
-    resolved, loaded, _ = open_recipe(recipe, (), [stopping])
+    resolved, loaded, _ = open_recipe(recipe, [watched], [stopping])
     with pytest.raises(KeyboardInterrupt):
         run_recipe(resolved, loaded, out=tmp_path / "part", plain=True)
     checkpoint = torch.load(tmp_path / "part/stages/ppo/checkpoints/last.pt", weights_only=True)

@@ -29,6 +29,7 @@ from rlhf_kit_policy_gradient.ppo_parts import PPOParts
 from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from rlhf_kit_policy_gradient.value import LinearValue
 from toys import merged, write_toy_recipe
+from watchers import write_watcher
 
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.recipe import open_recipe
@@ -36,10 +37,7 @@ from rlhf_kit.run import run_recipe
 from rlhf_kit.testing import hollow_part
 
 STOPPING = """
-import rlhf_kit
-
-@rlhf_kit.hookimpl
-def rlhf_step_ended(stage, step, metrics):
+def step_ended(self, stage, step, metrics):
     if step == {step}:
         raise KeyboardInterrupt
 """
@@ -117,11 +115,11 @@ def interrupted(recipe: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPa
         original(self, *args, **kwargs | {"checkpoint_seconds": 0.0})
 
     plugin = out.parent / "stopping.py"
-    plugin.write_text(STOPPING.format(step=step))
+    watched = write_watcher(plugin, STOPPING.format(step=step))
     with monkeypatch.context() as patch:
         patch.setattr(StageExecution, "__init__", eager)
         with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, plugins=(plugin,))
+            run(recipe, out, watched, plugins=(plugin,))
     (checkpoint,) = out.rglob("last.pt")
     return checkpoint
 

@@ -1,15 +1,16 @@
-"""Stage `evaluate`: a policy against the SFT model it came from, on held-out prompts."""
+"""Stage `evaluate`: any number of policies against one baseline, on held-out prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
+from rlhf_kit.engine.release import release_memory
 from rlhf_kit.engine.scoring import load_models, probe, score
 from rlhf_kit.interfaces import Context, Policy, Reference, RewardFn, Sampler, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
@@ -18,32 +19,32 @@ from rlhf_kit.stagekit.batches import text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.perplexity import perplexity
-from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.prompts import PromptSet, asked
 from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.types import Samples, Texts
-from rlhf_kit_evaluation.options import EvaluateOptions
+from rlhf_kit_evaluation.options import BASELINE, EvaluateOptions
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Judged:
     """What is kept of one policy's samples, not the samples; the tensors are [N], prompt-major."""
 
     texts: list[str]
     gold: Tensor
     reward: Tensor | None
-    kl: Tensor
+    kl: Tensor | None  # to the baseline; None: it is the baseline
     length: Tensor
     finished: Tensor
+    perplexity: float | None = None  # of the held-out text, if there is any
 
     @classmethod
     def join(cls, parts: Sequence[Judged]) -> Judged:
         """Of several batches of prompts, one after the other."""
-        rewards = [part.reward for part in parts if part.reward is not None]
         return cls(
             texts=[text for part in parts for text in part.texts],
             gold=torch.cat([part.gold for part in parts]),
-            reward=torch.cat(rewards) if rewards else None,
-            kl=torch.cat([part.kl for part in parts]),
+            reward=_joined([part.reward for part in parts]),
+            kl=_joined([part.kl for part in parts]),
             length=torch.cat([part.length for part in parts]),
             finished=torch.cat([part.finished for part in parts]),
         )
@@ -81,87 +82,112 @@ class Evaluate:
         return blocks.first(most)
 
     def run(self, run: StageRun) -> dict[str, Any]:
-        o, context = self._options, self._context
+        o = self._options
         self._left_out.tell(run)
-        memory = context.memory()
+        memory = self._context.memory()
         for part in filter(None, (self._gold, self._reward)):
             load_models(part, memory)
-        policy = memory.policy(context.artifact(o.ppo), trainable=False)
-        baseline = memory.policy(context.artifact(o.sft), trainable=False)
+        baseline = memory.policy(self._context.artifact(o.baseline), trainable=False)
         run.say(f"sampling {o.samples_per_prompt} x {len(self._prompts)} responses of each policy")
-        ppo = self._judge(policy, baseline, run, "ppo")
-        sft = self._judge(baseline, baseline, run, "sft")
-        won = wins(ppo.gold, sft.gold, o)
-        low, high = bootstrap_interval(won, torch.ones_like(won), run.generator)
-        summary: dict[str, Any] = {
-            "gold_score": {"sft": _mean(sft.gold), "ppo": _mean(ppo.gold)},
-            "win_rate": _mean(won),
-            "win_rate_ci": [low, high],
-            "kl": _mean(ppo.kl),
-            "response_length": {"sft": _mean(sft.length), "ppo": _mean(ppo.length)},
-            "finished": {"sft": _mean(sft.finished), "ppo": _mean(ppo.finished)},
-        }
-        summary |= self._left_out.summary()
-        if sft.reward is not None and ppo.reward is not None:
-            summary["reward_model_score"] = {"sft": _mean(sft.reward), "ppo": _mean(ppo.reward)}
-        if self._texts is not None:
-            of = {"sft": baseline, "ppo": policy}
-            summary["perplexity"] = {k: perplexity(p, self._texts) for k, p in of.items()}
-        write_json(run.folder / "samples.json", self._pairs(sft, ppo))
-        self._show(run, sft, ppo)
-        return summary
+        found = {BASELINE: self._judge(baseline, None, run, BASELINE)}
+        for name, ref in o.candidates.items():
+            # In memory for no longer than it is judged.
+            policy = memory.policy(self._context.artifact(ref), trainable=False)
+            found[name] = self._judge(policy, baseline, run, name)
+            del policy
+            release_memory()
+        rows = self._side_by_side(found)
+        write_json(run.folder / "samples.json", rows)
+        for row in rows[:: o.samples_per_prompt][: o.side_by_side]:
+            run.say(f"prompt: {row['prompt']}")
+            for name, text in row["responses"].items():
+                run.say(f"  {name} ({row['gold'][name]:+.2f}): {text}")
+        return self._summary(found, run) | self._left_out.summary()
 
-    def _judge(self, policy: Policy, baseline: Reference, run: StageRun, whose: str) -> Judged:
+    def _judge(
+        self, policy: Policy, baseline: Reference | None, run: StageRun, name: str
+    ) -> Judged:
         o = self._options
         prompts = self._prompts.all().repeat(o.samples_per_prompt)
         # With a name of their own in the key, the samples of two policies are independent.
-        key, endings = run.key("sample", whose), Endings(run, f"of {whose}")
-        found = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
-        return Judged.join([self._judge_samples(policy, baseline, samples) for samples in found])
+        key, endings = run.key("sample", name), Endings(run, f"of {name}")
+        drawn = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
+        parts = [self._judge_samples(policy, baseline, samples) for samples in drawn]
+        text = None if self._texts is None else perplexity(policy, self._texts)
+        return replace(Judged.join(parts), perplexity=text)
 
     @torch.no_grad()
-    def _judge_samples(self, policy: Policy, baseline: Reference, samples: Samples) -> Judged:
-        logprobs = policy.evaluate(samples).logprobs
-        reference = baseline.evaluate(samples).logprobs
+    def _judge_samples(
+        self, policy: Policy, baseline: Reference | None, samples: Samples
+    ) -> Judged:
         gold, _ = score(self._gold, samples, "gold")
         reward = None if self._reward is None else score(self._reward, samples)[0].cpu()
         return Judged(
             texts=samples.responses,
             gold=gold.cpu(),
             reward=reward,
-            kl=sequence_kl(logprobs, reference, samples.response_mask).cpu(),
+            kl=None if baseline is None else _kl(policy, baseline, samples),
             length=samples.response_mask.sum(1).float().cpu(),
             finished=samples.finished.float().cpu(),
         )
 
-    def _pairs(self, sft: Judged, ppo: Judged) -> list[dict[str, Any]]:
-        prompts = [
-            row for row in self._prompts.rows for _ in range(self._options.samples_per_prompt)
-        ]
+    def _side_by_side(self, found: Mapping[str, Judged]) -> list[dict[str, Any]]:
+        """A row per sample: the prompt, then what each policy answers and its gold score."""
+        times = self._options.samples_per_prompt
+        prompts = [asked(row) for row in self._prompts.rows for _ in range(times)]
         return [
             {
-                "prompt": row.get("prompt") or row["messages"][-1]["content"],
-                "sft": sft.texts[i],
-                "ppo": ppo.texts[i],
-                "gold": {"sft": sft.gold[i].item(), "ppo": ppo.gold[i].item()},
+                "prompt": prompt,
+                "responses": {name: judged.texts[i] for name, judged in found.items()},
+                "gold": {name: judged.gold[i].item() for name, judged in found.items()},
             }
-            for i, row in enumerate(prompts)
+            for i, prompt in enumerate(prompts)
         ]
 
-    def _show(self, run: StageRun, sft: Judged, ppo: Judged) -> None:
-        pairs = self._pairs(sft, ppo)[:: self._options.samples_per_prompt]
-        for pair in pairs[: self._options.side_by_side]:
-            run.say(f"prompt: {pair['prompt']}")
-            for name in ("sft", "ppo"):
-                run.say(f"  {name} ({pair['gold'][name]:+.2f}): {pair[name]}")
+    def _summary(self, found: Mapping[str, Judged], run: StageRun) -> dict[str, Any]:
+        """Each measure by the names of the policies; what compares has no baseline."""
+        baseline = found[BASELINE]
+        candidates = {name: judged for name, judged in found.items() if name != BASELINE}
+        won = {name: wins(j.gold, baseline.gold, self._options) for name, j in candidates.items()}
+        summary: dict[str, Any] = {
+            "gold_score": {name: _mean(judged.gold) for name, judged in found.items()},
+            "win_rate": {name: _mean(shares) for name, shares in won.items()},
+            "win_rate_ci": {
+                name: list(bootstrap_interval(shares, torch.ones_like(shares), run.generator))
+                for name, shares in won.items()
+            },
+            "kl": {name: _mean(j.kl) for name, j in found.items() if j.kl is not None},
+            "response_length": {name: _mean(judged.length) for name, judged in found.items()},
+            "finished": {name: _mean(judged.finished) for name, judged in found.items()},
+        }
+        scores = {name: _mean(j.reward) for name, j in found.items() if j.reward is not None}
+        texts = {name: j.perplexity for name, j in found.items() if j.perplexity is not None}
+        summary |= {"reward_model_score": scores} if scores else {}
+        summary |= {"perplexity": texts} if texts else {}
+        return summary
+
+
+def _kl(policy: Policy, baseline: Reference, samples: Samples) -> Tensor:
+    """[B], of whole responses."""
+    logprobs = policy.evaluate(samples).logprobs
+    reference = baseline.evaluate(samples).logprobs
+    return sequence_kl(logprobs, reference, samples.response_mask).cpu()
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _mean(values: Tensor) -> float:
     return values.float().mean().item()
 
 
-def wins(ppo: Tensor, sft: Tensor, options: EvaluateOptions) -> Tensor:
-    """Per prompt, the share of sample pairs that ``ppo`` wins; a tie counts half. [prompts]"""
-    gap = ppo - sft
+def wins(candidate: Tensor, baseline: Tensor, options: EvaluateOptions) -> Tensor:
+    """Per prompt, the share of sample pairs that ``candidate`` wins; a tie counts half. [prompts]
+
+    Paired: sample i of one against sample i of the other, which answer the same prompt.
+    """
+    gap = candidate - baseline
     won = (gap > options.tie_margin).float() + 0.5 * (gap.abs() <= options.tie_margin).float()
     return won.view(-1, options.samples_per_prompt).mean(1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from rlhf_kit import (
     Observation,
@@ -17,19 +17,33 @@ from rlhf_kit import (
     slot,
     slots,
     stage_ref,
+    stage_refs,
 )
+
+BASELINE = "baseline"  # its name in summaries and samples, and that of the option
+
+
+def _of_a_candidate(name: str) -> str:
+    if name == BASELINE:
+        raise ValueError("should be another name: that is what candidates are compared with")
+    return name
+
+
+PolicyName = Annotated[str, AfterValidator(_of_a_candidate)]
 
 
 class EvaluateOptions(Options):
-    """Compare a policy with the SFT model it came from, on held-out prompts."""
+    """Compare policies with a baseline, such as the SFT model they came from."""
 
-    sft: StageRef | None = stage_ref(
+    baseline: StageRef | None = stage_ref(
         "policy",
         loads_into="own",
         default=None,
-        description="the baseline; null: the pretrained model",
+        description="what the others are compared with; null: the pretrained model",
     )
-    ppo: StageRef = stage_ref("policy", loads_into="own", description="the policy to judge")
+    candidates: dict[PolicyName, StageRef] = stage_refs(
+        "policy", loads_into="own", description="the policies to judge, by a name of your own"
+    )
     prompts: Part = slot("data", use="prompts", description="prompts; the test split is used")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
@@ -44,7 +58,7 @@ class EvaluateOptions(Options):
     pretraining_tokens: int = Field(8192, ge=64, description="how much text to measure on")
     pretraining_length: int = Field(256, ge=2, description="tokens of one text")
     sampling: SamplingOptions = block(description="how to sample")
-    side_by_side: Observation[int] = Field(8, ge=0, description="how many pairs of samples to show")
+    side_by_side: Observation[int] = Field(8, ge=0, description="prompts to show with all answers")
 
     def idle(self) -> Mapping[str, str]:
         keys = () if self.pretraining else ("pretraining_tokens", "pretraining_length")

@@ -17,7 +17,7 @@ def rlhf_components() -> Iterable[Component]:
         "evaluate",
         f"{_PACKAGE}.evaluate:Evaluate",
         o.EvaluateOptions,
-        "PPO against SFT on held-out prompts: gold score, win rate, KL, perplexity, samples.",
+        "Policies against a baseline on held-out prompts: gold score, win rate, KL, perplexity.",
         produces="evaluation",
     )
     yield Component(

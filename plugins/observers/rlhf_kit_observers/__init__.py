@@ -1,0 +1,1 @@
+"""Observers for rlhf_kit: they watch a run and change nothing."""
