@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,16 @@ from rlhf_kit.types import Prompts, Samples
 from rlhf_kit.types.samples import Row
 
 
+class Scores(NamedTuple):
+    """What a reward says of B samples."""
+
+    total: Tensor  # [B] float32
+    components: dict[str, Tensor]  # name -> [B], of a composite reward
+    tokens: Tensor | None  # [B, R] float32 of a reward that scores tokens; total is their sum
+
+
 def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
+    """[B], or [B, R] with zeros in the padding."""
     if not isinstance(scores, Tensor):
         try:
             scores = torch.as_tensor(scores, dtype=torch.float32)
@@ -29,37 +38,48 @@ def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
             raise NumericsError(
                 f"{name}: expected one number per response, got {scores!r:.60} ({error})"
             ) from error
-    if scores.shape != (len(samples),):
+    mask = samples.response_mask
+    if scores.shape not in ((len(samples),), mask.shape):
         raise NumericsError(
-            f"{name}: expected one score per response, shape [{len(samples)}], "
-            f"got {list(scores.shape)}"
+            f"{name}: expected one score per response, shape [{len(samples)}], or per token, "
+            f"{list(mask.shape)}; got {list(scores.shape)}"
         )
-    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+    scores = scores.float().to(mask.device)
+    if scores.dim() > 1:
+        scores = torch.where(mask, scores, 0.0)
+    bad = (~torch.isfinite(scores)).nonzero().tolist()
     if bad:
+        row, *token = bad[0]
+        at = f", token {token[0]}," if token else ""
         raise NumericsError(
-            f"{name}: score {scores[bad[0]].item()} for response {bad[0]} of {len(samples)} "
-            f"({samples.responses[bad[0]][:60]!r}); scores must be finite"
+            f"{name}: score {scores[tuple(bad[0])].item()} for response {row}{at} of "
+            f"{len(samples)} ({samples.responses[row][:60]!r}); scores must be finite"
         )
-    return scores.float().to(samples.response_tokens.device)
+    return scores
+
+
+def _summed(scores: Tensor) -> Tensor:
+    """[B], or [B, R] -> [B]."""
+    return scores.sum(1) if scores.dim() > 1 else scores
 
 
 @torch.no_grad()
-def score(
-    reward: RewardFn, samples: Samples, name: str = "reward"
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores [B] float32 of ``samples`` and, for a composite reward, of each component.
+def score(reward: RewardFn, samples: Samples, name: str = "reward") -> Scores:
+    """The scores of ``samples`` and, for a composite reward, of each component.
 
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
     """
     try:
-        if not isinstance(reward, CompositeReward):
-            return _checked(reward(samples), samples, name), {}
-        components = {
-            key: _checked(value, samples, f"{name}.{key}")
-            for key, value in reward.components(samples).items()
-        }
-        return _checked(reward.combine(components), samples, name), components
+        components: dict[str, Tensor] = {}
+        if isinstance(reward, CompositeReward):
+            found = reward.components(samples).items()
+            components = {key: _checked(x, samples, f"{name}.{key}") for key, x in found}
+            scores = _checked(reward.combine(components), samples, name)
+        else:
+            scores = _checked(reward(samples), samples, name)
+        sums = {key: _summed(x) for key, x in components.items()}
+        return Scores(_summed(scores), sums, scores if scores.dim() > 1 else None)
     except RlhfKitError:
         raise
     except Exception as error:

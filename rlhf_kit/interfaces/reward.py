@@ -18,7 +18,10 @@ class RewardFn(Protocol):
     """Any function; see also ModelReward, CompositeReward and NeedsModels."""
 
     def __call__(self, samples: Samples) -> Tensor:
-        """Scores [B], one per response, finite."""
+        """Scores [B], one per response, or [B, R], one per token of it; finite.
+
+        Scores of tokens are for who learns from tokens; everyone else reads their sum.
+        """
 
 
 @runtime_checkable

@@ -104,7 +104,7 @@ class BestOfN:
             found: dict[str, list[float]] = {name: [] for name in parts}
             for samples in sample(self._sampler, policy, prompts, o.sampling, key, endings=endings):
                 for name, part in parts.items():
-                    found[name] += score(part, samples, name)[0].tolist()
+                    found[name] += score(part, samples, name).total.tolist()
             done.add(found)
             means = {key: sum(values) / len(values) for key, values in found.items()}
             line = f"prompt {step + 1}/{len(self._prompts)}" if step % 10 == 9 else None

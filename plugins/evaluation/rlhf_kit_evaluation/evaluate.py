@@ -120,8 +120,8 @@ class Evaluate:
     def _judge_samples(
         self, policy: Policy, baseline: Reference | None, samples: Samples
     ) -> Judged:
-        gold, _ = score(self._gold, samples, "gold")
-        reward = None if self._reward is None else score(self._reward, samples)[0].cpu()
+        gold = score(self._gold, samples, "gold").total
+        reward = None if self._reward is None else score(self._reward, samples).total.cpu()
         return Judged(
             texts=samples.responses,
             gold=gold.cpu(),

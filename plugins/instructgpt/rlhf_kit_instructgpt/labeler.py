@@ -43,7 +43,7 @@ class Scripted:
             self._reward.load_state_dict(state)
 
     def __call__(self, samples: Samples) -> tuple[list[int], list[float]]:
-        scores, _ = score(self._reward, samples, "labeler")
+        scores = score(self._reward, samples, "labeler").total
         ranks = [0] * len(samples)
         for group in samples.group.unique().tolist():
             rows = (samples.group == group).nonzero().flatten().tolist()

@@ -161,7 +161,7 @@ class SFT:
                 run.key("select_by"),
                 endings=endings,
             )
-            totals = [score(self._reward, each, "select_by")[0].sum().item() for each in answers]
+            totals = [score(self._reward, each, "select_by").total.sum().item() for each in answers]
             found["score"] = sum(totals) / len(self._prompts)
         if self._held_out is not None:
             found["perplexity"] = perplexity(policy, self._held_out)

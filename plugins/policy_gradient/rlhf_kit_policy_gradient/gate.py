@@ -163,14 +163,14 @@ def _ratio(setup: Setup) -> Iterator[Finding]:
 
 @torch.no_grad()
 def _reward(setup: Setup) -> Iterator[Finding]:
-    whole, _ = score(setup.reward, setup.samples)
+    whole = score(setup.reward, setup.samples).total
     why = "a score changes with padding or with the other rows of its batch"
     states = setup.policy.evaluate(setup.samples)
     try:
         rows = torch.arange(len(setup.samples))
         parts = [setup.samples.select(some) for some in (rows[:1], rows[1:])]
-        alone = torch.cat([score(setup.reward, part)[0] for part in parts])
-        padded, _ = score(setup.reward, widened(setup.samples))
+        alone = torch.cat([score(setup.reward, part).total for part in parts])
+        padded = score(setup.reward, widened(setup.samples)).total
         gap = max(_rounded_gap(states, whole, x) for x in (alone, padded))
     except RlhfKitError as error:  # such as a deviation of one score
         gap, why = math.inf, f"{why}: {error}"
@@ -262,7 +262,7 @@ def _repeatable(setup: Setup) -> Iterator[Finding]:
     with torch.enable_grad():  # dropout, where a model has it, is on while it trains
         outs = [_numbers(setup) for _ in range(2)]
     gap = max(_gap(a, b, setup.samples.response_mask) for a, b in zip(*outs, strict=True))
-    scores = [score(setup.reward, setup.samples)[0] for _ in range(2)]
+    scores = [score(setup.reward, setup.samples).total for _ in range(2)]
     yield Finding(
         "repeatable",
         max(gap, _gap(scores[0], scores[1])),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.accumulate import Term
+from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.clock import Clock, timed
 from rlhf_kit.engine.minibatch import minibatches
 from rlhf_kit.engine.release import trim_heap
@@ -171,7 +171,7 @@ class PPOPtx:
         group = batch.samples.group if parts.whole_groups else None
         micro = by_length(batch.samples.token_mask.sum(1), o.micro_batch, group)
         chunks = [batch.select(rows) for rows in micro]
-        with parts.engine.step(parts.optimizer, self._watched) as step:
+        with accumulating(parts.optimizer, self._watched) as step:
             step.add(self.terms(), self.inputs, chunks, "ppo")
             if parts.ptx is not None:
                 texts = parts.ptx.texts.next(len(batch))
