@@ -100,13 +100,15 @@ def check_labelled_loss(loss: AnyLoss, *, needs: Collection[str] = (), seed: int
     """
 
     def make(generator: torch.Generator) -> LabelledInputs:
-        logprobs, reference, *mismatched = -20 * torch.rand((4, 8), generator=generator)
-        others = mismatched if "mismatched" in needs else [None, None]
+        logprobs, reference, mismatched = -20 * torch.rand((3, 8), generator=generator)
+        # More likely than in the reference on the whole, as a KL is: not all clamped to 0.
+        reference_mismatched = mismatched + 3 - 10 * torch.rand(8, generator=generator)
         lengths = torch.randint(1, 9, (8,), generator=generator)
         desirable = torch.arange(8) % 2 == 0
-        return LabelledInputs(
-            logprobs, reference, desirable, lengths, torch.arange(8) != 5, others[0], others[1]
-        )
+        inputs = LabelledInputs(logprobs, reference, desirable, lengths, torch.arange(8) != 5)
+        if "mismatched" not in needs:
+            return inputs
+        return replace(inputs, mismatched=mismatched, reference_mismatched=reference_mismatched)
 
     check_loss(loss, make, seed=seed)
     inputs = make(torch.Generator().manual_seed(seed))
