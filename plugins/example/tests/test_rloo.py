@@ -11,7 +11,7 @@ from rlhf_kit import RecipeError
 
 
 def test_conforms(check_advantage) -> None:
-    check_advantage(RLOO(RLOOOptions()))
+    check_advantage(RLOO(RLOOOptions()), needs={"groups", "own_normalization"})
 
 
 def test_by_hand() -> None:

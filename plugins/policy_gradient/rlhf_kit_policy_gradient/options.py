@@ -151,11 +151,15 @@ class PPOPtxOptions(Options):
 
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
-        if "values" not in self.advantage.component.needs:
+        advantage = self.advantage.component
+        if "own_normalization" in advantage.needs and self.advantage_normalizer is not None:
+            why = f"advantage {advantage.name!r} normalises its advantages itself"
+            unread["advantage_normalizer"] = why
+        if "values" not in advantage.needs:
             keys = ["value", "value_loss", "value_coef", "value_learning_rate"]
             if self.value_normalizer is not None:  # null says the same again
                 keys.append("value_normalizer")
-            why = f"advantage {self.advantage.component.name!r} needs no values"
+            why = f"advantage {advantage.name!r} needs no values"
             unread |= dict.fromkeys(keys, why)
         if self.pretraining is None:
             keys = ["ptx_controller", "ptx_loss", "ptx_per_episode", "ptx_length"]
@@ -183,6 +187,12 @@ class PPOPtxOptions(Options):
         stuck = self._stuck_at_zero()
         if stuck is not None:
             found["kl_coef"] = f"is 0, {stuck}"
+        advantage = self.advantage.component
+        if "groups" in advantage.needs and self.samples_per_prompt < 2:
+            found["samples_per_prompt"] = (
+                f"is {self.samples_per_prompt}, and advantage {advantage.name!r} compares the "
+                "responses to one prompt; set at least 2"
+            )
         if self.minibatch > self.rollout_batch:
             found["minibatch"] = (
                 f"{self.minibatch} is larger than rollout_batch {self.rollout_batch}"

@@ -62,10 +62,12 @@ class PPOPtxStage:
         self._reward = context.build(options.reward)
         probe(self._reward, self._prompts.rows)
         self._plain = {name: context.build(getattr(options, name)) for name in _PARTS}
-        needs_values = "values" in options.advantage.component.needs
+        needs = options.advantage.component.needs
+        needs_values = "values" in needs
         self._value: ValueHead | None = context.build(options.value) if needs_values else None
         for name in _NORMALIZERS:
-            block: Part | None = getattr(options, name)
+            own = name == "advantage_normalizer" and "own_normalization" in needs
+            block: Part | None = None if own else getattr(options, name)
             self._plain[name] = found = None if block is None else context.build(block)
             if block is None or name != "value_normalizer":
                 continue
