@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rlhf_kit_policy_gradient.plugin import rlhf_components
 from toy_runs import metrics, one_stage, run
 
 from rlhf_kit.components import NEEDS, Component
 from rlhf_kit.errors import PluginError, RecipeError
+from rlhf_kit.plugins import load_plugins
 from rlhf_kit.recipe import filled, open_recipe
+from rlhf_kit.registry import Registry
 
 pytest.importorskip("rlhf_kit_example", reason="pip install -e plugins/example")
 
@@ -84,7 +85,52 @@ def test_a_need_that_there_is_not() -> None:
 
 
 def test_every_need_is_somebodys() -> None:
-    assert {need for c in rlhf_components() for need in c.needs} == set(NEEDS)
+    everything = Registry(load_plugins({})).all()
+    assert {need for *_, c in everything for need in c.needs} == set(NEEDS)
+
+
+def test_an_estimator_that_compares_needs_something_to_compare(
+    toy_recipe: Callable[..., Path],
+) -> None:
+    path = toy_recipe("full")
+    drop(path, "value_learning_rate")
+    with pytest.raises(RecipeError) as caught:
+        open_recipe(path, ["ppo.advantage=rloo", "ppo.samples_per_prompt=1"])
+    assert str(caught.value) == (
+        "command line: stages.ppo.samples_per_prompt: is 1, and advantage 'rloo' compares the "
+        "responses to one prompt; set at least 2"
+    )
+    with pytest.raises(RecipeError, match=r"stages\.ppo\.samples_per_prompt: is 1, and"):
+        open_recipe(path, ["ppo.advantage=rloo"])  # the default is 1
+    open_recipe(path, WITHOUT)
+
+
+def test_a_normaliser_beside_the_estimators_own(toy_recipe: Callable[..., Path]) -> None:
+    path = toy_recipe("full")
+    drop(path, "value_learning_rate")
+    with pytest.raises(RecipeError) as caught:
+        open_recipe(path, [*WITHOUT, "ppo.advantage_normalizer=whiten"])
+    assert str(caught.value) == (
+        "command line: stages.ppo.advantage_normalizer: nothing reads it: advantage 'rloo' "
+        "normalises its advantages itself; remove it"
+    )
+    recipe, _, _ = open_recipe(path, WITHOUT)
+    assert "advantage_normalizer" not in filled(recipe)["stages"]["ppo"]
+    recipe, _, _ = open_recipe(path)
+    assert filled(recipe)["stages"]["ppo"]["advantage_normalizer"]["use"] == "whiten"
+
+
+def test_it_is_not_built(toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_kit_policy_gradient.normalizers import Whiten
+
+    built: list[Any] = []
+    init = Whiten.__init__
+    monkeypatch.setattr(Whiten, "__init__", lambda self, o: built.append(self) or init(self, o))
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, pretraining=None)
+    drop(recipe, "value_learning_rate")
+    for key, overrides, count in (("without", WITHOUT, 0), ("with", (), 1)):
+        run(recipe, tmp_path / key, *overrides)
+        assert len(built) == count
 
 
 @pytest.mark.parametrize(

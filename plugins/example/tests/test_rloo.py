@@ -12,7 +12,7 @@ from rlhf_kit.testing import made_up_experience
 
 
 def test_conforms(check_advantage) -> None:
-    check_advantage(RLOO(RLOOOptions()))
+    check_advantage(RLOO(RLOOOptions()), needs={"groups", "own_normalization"})
 
 
 def test_by_hand() -> None:

@@ -231,8 +231,9 @@ class PPOPtxOptions(Options):
         unread: dict[str, str] = {}
         if "values" not in estimator.needs:
             unread["critic"] = f"advantage {estimator.name!r} needs no values"
-        if "own_normalization" in estimator.needs:
-            unread["normalize.advantages"] = f"advantage {estimator.name!r} normalises by itself"
+        if "own_normalization" in estimator.needs and self.normalize.advantages is not None:
+            why = f"advantage {estimator.name!r} normalises its advantages itself"
+            unread["normalize.advantages"] = why
         return unread
 
     def problems(self) -> Mapping[str, str]:
@@ -246,8 +247,8 @@ class PPOPtxOptions(Options):
             found["minibatch"] = f"{self.minibatch} is larger than rollout_batch {size}"
         if "groups" in self.advantage.component.needs and each < 2:
             found["samples_per_prompt"] = (
-                f"advantage {self.advantage.component.name!r} compares the responses to one "
-                "prompt, so it needs at least 2"
+                f"is {each}, and advantage {self.advantage.component.name!r} compares the "
+                "responses to one prompt; set at least 2"
             )
         if "whole_groups" in self.policy_loss.component.needs:
             for key in ("minibatch", "micro_batch"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rlhf_kit import Component, hookimpl
 from rlhf_kit_example import options
@@ -31,19 +30,6 @@ def rlhf_components() -> Iterable[Component]:
         "rlhf_kit_example.rloo:RLOO",
         options.RLOOOptions,
         "Leave-one-out baseline over the responses to a prompt, arXiv:2402.14740.",
-    )  # no needs={"values"}: PPO builds no critic for it
-
-
-@hookimpl
-def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
-    """Options that do not go together, found before any model is loaded."""
-    for stage in recipe.stages.values():
-        chosen = stage.part.options
-        advantage = getattr(chosen, "advantage", None)
-        if advantage is None or not isinstance(advantage.options, options.RLOOOptions):
-            continue
-        if getattr(chosen, "samples_per_prompt", 1) < 2:
-            yield (
-                f"{stage.part.where}: {stage.part.key}.samples_per_prompt: advantage rloo compares "
-                "the responses to one prompt, so it needs at least 2"
-            )
+        # No "values": PPO builds no critic for it.
+        needs=frozenset({"groups", "own_normalization"}),
+    )
