@@ -14,6 +14,7 @@ import yaml
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.experience import Normalizers
 from rlhf_kit_policy_gradient.gae import GAE
 from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
 from rlhf_kit_policy_gradient.options import (
@@ -24,9 +25,10 @@ from rlhf_kit_policy_gradient.options import (
     LinearValueOptions,
     PPOPtxOptions,
 )
+from rlhf_kit_policy_gradient.parts import CriticPart, PPOParts, PtxPart
 from rlhf_kit_policy_gradient.plugin import rlhf_components
-from rlhf_kit_policy_gradient.ppo_parts import PPOParts
-from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
+from rlhf_kit_policy_gradient.ppo import PPOPtx
+from rlhf_kit_policy_gradient.steering import Beta, Gamma
 from rlhf_kit_policy_gradient.value import LinearValue
 from toys import merged, write_toy_recipe
 from watchers import write_watcher
@@ -66,11 +68,10 @@ def one_stage(
     if stage == "ppo":
         block["reward"] = {"use": "python", "path": "reward.py"}
     block = merged(block, options)
-    if block.get("pretraining") is None:  # nor may it say how to use what is not there
-        block = {key: value for key, value in block.items() if not key.startswith("ptx_")}
     values["stages"] = {stage: block}
     # Data that nobody names is refused.
-    used = {{"sft": "demonstrations", "ppo": "prompts"}[stage], block.get("pretraining")}
+    text = (block.get("ptx") or {}).get("text") if stage == "ppo" else block.get("pretraining")
+    used = {{"sft": "demonstrations", "ppo": "prompts"}[stage], text}
     values["data"] = {name: value for name, value in values["data"].items() if name in used}
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     if reward is not None:
@@ -148,32 +149,36 @@ class Recorder(Optimizer):
 def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
     """The algorithm on ``policy``, of the stage's default parts where ``others`` has none.
 
-    There is no normaliser, the critic is at 0, a Recorder steps without clipping, and the policy is
-    its own reference.
+    ``value`` and ``value_normalizer`` among them are the critic's. There is no normaliser, the
+    critic is at 0, a Recorder steps without clipping, and the policy is its own reference.
     """
     value = others.pop("value", None)
     if value is None:
         value = LinearValue(LinearValueOptions())
         value.attach(policy)
-    kl, ptx = FixedKL(FixedKLOptions()), FixedPtx(FixedPtxOptions())
-    kl.coefficient, ptx.coefficient = options.kl_coef, options.ptx_coef
     groups = [
         ParameterGroup(list(policy.parameters()), options.optimizer.learning_rate),
-        ParameterGroup(list(value.parameters()), options.value_learning_rate),
+        ParameterGroup(list(value.parameters()), options.critic.learning_rate),
     ]
+    normalizer = others.pop("value_normalizer", None)
     parts: dict[str, Any] = {
         "policy": policy,
         "reference": policy,
-        "value": value,
+        "sampler": None,
+        "prompts": None,
+        "endings": None,
         "reward": lambda samples: [float(len(text)) for text in samples.responses],
         "advantage": GAE(GAEOptions()),
-        "kl": kl,
-        "ptx": ptx,
-        "limit": KLLimit(None, "stop", 2.0, {}),
         "policy_loss": PPOClip(ClipOptions()),
-        "value_loss": ClippedValue(ClipOptions()),
-        "ptx_loss": TokenNLL(NoOptions()),
         "optimizer": Recorder(groups, max_gradient_norm=None),
-        "prompts": None,
+        "beta": Beta(options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl, {})),
+        "normalizers": Normalizers(),
+        "critic": CriticPart(value, ClippedValue(ClipOptions()), options.critic.coef, normalizer),
     }
     return PPOPtx(PPOParts(**parts | others), options)
+
+
+def mix(texts: Any, coef: float = 1.0) -> PtxPart:
+    """A pretraining mix whose coefficient is fixed."""
+    gamma = Gamma(coef, FixedPtx(FixedPtxOptions()))
+    return PtxPart(texts, TokenNLL(NoOptions()), gamma)
