@@ -1,1 +1,66 @@
-"""What stages are made of."""
+"""What stages are made of: public, for authors of stages.
+
+Data before any model is loaded: ``PromptSet`` (prompts), ``answered`` (prompts with responses),
+``text_blocks`` (running text), ``read_comparisons``, ``read_pairs``, ``read_labelled`` (rankings),
+and ``LeftOut``, which tells what of it is not used. Passes over it: ``Passes``; endless streams:
+``Cycle``, ``PromptStream``, ``TextStream``. Sampling: ``sample``, with ``Endings``, and ``score``. Training: a
+``Term`` per loss, ``ParameterGroup``; the optimizer and its steps are the engine's
+(``context.engine``). Around them: ``Best`` (best weights), ``Journal`` and ``in_chunks`` (work that
+grows a list), ``perplexity``, ``load_models`` and ``probe`` (a reward, tried out early).
+"""
+
+from rlhf_kit.engine.accumulate import Term
+from rlhf_kit.engine.minibatch import Cycle, minibatches
+from rlhf_kit.engine.optim import ParameterGroup
+from rlhf_kit.engine.scoring import Scores, load_models, probe, score
+from rlhf_kit.ops.sequence import by_length
+from rlhf_kit.stagekit.batches import answered, held_out_blocks, read_comparisons, text_blocks
+from rlhf_kit.stagekit.best import Best
+from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.journal import Journal, in_chunks
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.pairs import (
+    Labelled,
+    Pairs,
+    read_labelled,
+    read_pairs,
+    response_logprobs,
+)
+from rlhf_kit.stagekit.passes import Batch, Passes
+from rlhf_kit.stagekit.perplexity import perplexity
+from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.streams import PromptStream, TextStream
+
+__all__ = [
+    "Batch",
+    "Best",
+    "Cycle",
+    "Endings",
+    "Journal",
+    "Labelled",
+    "LeftOut",
+    "Pairs",
+    "ParameterGroup",
+    "Passes",
+    "PromptSet",
+    "PromptStream",
+    "Scores",
+    "Term",
+    "TextStream",
+    "answered",
+    "by_length",
+    "held_out_blocks",
+    "in_chunks",
+    "load_models",
+    "minibatches",
+    "perplexity",
+    "probe",
+    "read_comparisons",
+    "read_labelled",
+    "read_pairs",
+    "response_logprobs",
+    "sample",
+    "score",
+    "text_blocks",
+]
