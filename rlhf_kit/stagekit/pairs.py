@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlhf_kit.errors import DataError
-from rlhf_kit.interfaces import Reference, Tokenizer
+from rlhf_kit.interfaces import Policy, Reference, Tokenizer
 from rlhf_kit.stagekit.batches import answered
 from rlhf_kit.stagekit.prompts import PromptSet
-from rlhf_kit.types import Ragged, TextBatch, Texts
+from rlhf_kit.types import LabelledInputs, Masked, PairInputs, Ragged, TextBatch, Texts
 from rlhf_kit.types.samples import Row
 
 
@@ -31,6 +31,10 @@ class Pairs:
         """[N] int64, in tokens, of the longer of the two."""
         return torch.maximum(self.chosen.lengths, self.rejected.lengths)
 
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Rows in chunks of at most ``size``, for judging."""
+        yield from torch.arange(len(self)).split(size)
+
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
@@ -42,6 +46,10 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Rows in chunks of at most ``size``, for judging."""
+        yield from torch.arange(len(self)).split(size)
 
 
 def read_pairs(rows: Sequence[Row], tokenizer: Tokenizer) -> Pairs:
@@ -102,6 +110,47 @@ def _mismatched(texts: Texts, prompts: Sequence[int]) -> Texts:
 def response_logprobs(policy: Reference, texts: TextBatch) -> Tensor:
     """[B] log-probabilities of whole answers: summed over the tokens that count."""
     return policy.next_token_logprobs(texts).sum(1)
+
+
+def every_row(rows: Tensor) -> Masked:
+    """What a loss over whole rows [B] counts: each of them."""
+    return Masked(torch.ones(len(rows), dtype=torch.bool))
+
+
+def pair_inputs(policy: Policy, reference: Reference, pairs: Pairs, rows: Tensor) -> PairInputs:
+    """What a loss reads of the pairs ``rows`` [B]; the reference is asked without gradients."""
+    chosen, rejected = pairs.chosen.select(rows), pairs.rejected.select(rows)
+    with torch.no_grad():
+        reference_chosen = response_logprobs(reference, chosen)
+        reference_rejected = response_logprobs(reference, rejected)
+    return PairInputs(
+        response_logprobs(policy, chosen),
+        response_logprobs(policy, rejected),
+        reference_chosen,
+        reference_rejected,
+        chosen.predicted.sum(1),
+        rejected.predicted.sum(1),
+        every_row(rows).mask,
+    )
+
+
+def labelled_inputs(
+    policy: Policy, reference: Reference, data: Labelled, rows: Tensor
+) -> LabelledInputs:
+    """What a loss reads of the answers ``rows`` [B], mismatched ones too; see ``pair_inputs``."""
+    texts, others = data.texts.select(rows), data.mismatched.select(rows)
+    with torch.no_grad():
+        fixed = [response_logprobs(reference, each) for each in (texts, others)]
+        crossed = response_logprobs(policy, others)
+    return LabelledInputs(
+        response_logprobs(policy, texts),
+        fixed[0],
+        data.desirable[rows],
+        texts.predicted.sum(1),
+        every_row(rows).mask,
+        crossed,
+        fixed[1],
+    )
 
 
 def _ranked(row: Row) -> list[tuple[int, int]]:

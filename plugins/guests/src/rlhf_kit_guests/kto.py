@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.interfaces import Context, Policy, Reference, StageRun
-from rlhf_kit.stagekit import (
-    Labelled,
-    ParameterGroup,
-    Passes,
-    Term,
-    read_labelled,
-    response_logprobs,
-)
+from rlhf_kit.stagekit import Labelled, Term, every_row, fit, labelled_inputs, read_labelled
 from rlhf_kit.types import LabelledInputs, LossOutput, Masked
 from rlhf_kit_guests.options import KTOOptions, KTOStageOptions
 
@@ -56,61 +49,36 @@ class KTOStage:
     def __init__(self, options: KTOStageOptions, context: Context) -> None:
         self._options, self._context = options, context
         self._source, self._loss = context.build(options.comparisons), context.build(options.loss)
-        self._answers: dict[str, Labelled] = {}
-        if self._source.ready:
-            self._read()
 
-    def _read(self) -> None:
-        for name in ("train", "validation"):
-            rows = self._source.split(name)
-            self._answers[name] = read_labelled(rows, self._context.tokenizer)
+    def _answers(self, split: str) -> Labelled:
+        return read_labelled(self._source.split(split), self._context.tokenizer)
 
     def run(self, run: StageRun) -> dict[str, Any]:
-        o, engine, memory = self._options, self._context.engine, self._context.memory()
-        if not self._answers:
-            self._read()
-        start, train = self._context.artifact(o.start), self._answers["train"]
+        context, o = self._context, self._options
+        train, held_out = self._answers("train"), self._answers("validation")
+        memory, start = context.memory(), context.artifact(o.start)
         policy, reference = memory.policy(start), memory.reference(start)
-        passes = Passes(run, len(train), o.batch_size, o.epochs)
-        group = ParameterGroup(list(policy.parameters()), o.optimizer.learning_rate)
-        optimizer = engine.optimizer([group], o.optimizer, passes.total)
-        term = Term(self._loss, lambda rows: Masked(torch.ones(len(rows), dtype=torch.bool)))
-        gap: dict[str, float] = {}
-        for batch in passes.batches({"policy": policy, "optimizer": optimizer}):
-            with engine.step(optimizer) as step:
-                step.add(
-                    {"kto": term},
-                    lambda rows: {"kto": _inputs(policy, reference, train, rows)},
-                    batch.rows.split(o.micro_batch),
-                )
-            metrics, line = dict(step.stats), f"step {batch.step + 1}/{passes.total}"
-            if batch.ends_pass:
-                gap = self._judge(policy, reference)
-                metrics |= {f"validation/{name}": value for name, value in gap.items()}
-                line += f"  held-out gap {gap['gap']:.3f}"
-            run.end_step(batch.step, metrics, f"{line}  loss {metrics['kto/loss']:.3f}")
+        found = fit(
+            run,
+            context.engine,
+            policy,
+            o,
+            train.texts.lengths,
+            {"kto": Term(self._loss, every_row)},
+            lambda rows: {"kto": labelled_inputs(policy, reference, train, rows)},
+            lambda: self._judge(policy, reference, held_out),
+            "gap",
+        )
         policy.save(run.folder)
-        return {"preference": gap}
+        return {"preference": found}
 
     @torch.no_grad()
-    def _judge(self, policy: Policy, reference: Reference) -> dict[str, float]:
-        """In nats: what desirable answers of the validation split gained more than the others."""
-        held_out = self._answers["validation"]
-        gains = [
-            response_logprobs(policy, texts) - response_logprobs(reference, texts)
-            for texts in held_out.texts.split(self._options.micro_batch)
+    def _judge(self, policy: Policy, reference: Reference, data: Labelled) -> dict[str, float]:
+        """In nats: what desirable answers have gained more than the others."""
+        inputs = [
+            labelled_inputs(policy, reference, data, rows)
+            for rows in data.split(self._options.micro_batch)
         ]
-        gain, desirable = torch.cat(gains), held_out.desirable
-        return {"gap": (gain[desirable].mean() - gain[~desirable].mean()).item()}
-
-
-def _inputs(policy: Policy, reference: Reference, data: Labelled, rows: Tensor) -> LabelledInputs:
-    texts, others = data.texts.select(rows), data.mismatched.select(rows)
-    with torch.no_grad():
-        fixed = [response_logprobs(reference, each) for each in (texts, others)]
-        mismatched = response_logprobs(policy, others)
-    exists = torch.ones(len(rows), dtype=torch.bool)
-    lengths, logprobs = texts.predicted.sum(1), response_logprobs(policy, texts)
-    return LabelledInputs(
-        logprobs, fixed[0], data.desirable[rows], lengths, exists, mismatched, fixed[1]
-    )
+        gain = torch.cat([x.logprobs - x.reference_logprobs for x in inputs])
+        good = data.desirable
+        return {"gap": (gain[good].mean() - gain[~good].mean()).item()}

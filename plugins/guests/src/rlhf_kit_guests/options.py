@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from rlhf_kit import (
-    Execution,
+    FitOptions,
     OptimizerOptions,
     Options,
     Part,
@@ -43,7 +43,7 @@ class KTOOptions(Options):
     undesirable: float = Field(1.0, gt=0, description="lambda_U, the weight of the others")
 
 
-class PreferenceOptions(Options):
+class PreferenceOptions(FitOptions):
     """Learn from comparisons, without a reward model and without sampling."""
 
     start: StageRef | None = stage_ref(
@@ -54,9 +54,6 @@ class PreferenceOptions(Options):
         description="the policy to start from, and the reference; null: pretrained",
     )
     comparisons: Part = slot("data", description="K-way comparisons")
-    epochs: int = Field(1, ge=1, description="passes over the data; 1 (arXiv:2305.18290, app. B)")
-    batch_size: int = Field(64, ge=1, description="pairs or answers per optimizer step")
-    micro_batch: Execution[int] = Field(8, ge=1, description="of them per forward pass")
     optimizer: OptimizerOptions = block(
         {"learning_rate": 1e-6, "warmup_steps": 150},
         description="1e-6 with 150 steps of warm-up (arXiv:2305.18290, app. B)",
