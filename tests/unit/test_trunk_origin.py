@@ -1,4 +1,4 @@
-"""A trunk says what it was computed with; nobody reads one that was computed with something else."""
+"""A trunk says what it was computed with, and nobody reads one computed with something else."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_activations_of_two_origins_are_not_joined() -> None:
     one = Activations.of(PaddedTrunk(torch.zeros(1, 2, 4), origin), mask)
     other = replace(one, origin=replace(origin, depth=3))
     assert len(Activations.join([one, one])) == 2
-    with pytest.raises(ValueError, match="of 2 origins .* toy, 2 layers .*; toy, 3 layers"):
+    with pytest.raises(ValueError, match=r"of 2 origins .* toy, 2 layers .*; toy, 3 layers"):
         Activations.join([one, other, one])
 
 
