@@ -3,7 +3,7 @@
 Data, before any model is loaded: ``PromptSet`` (prompts), ``answered`` (prompts with responses),
 ``text_blocks`` (running text), ``read_comparisons``, ``read_pairs``, ``read_labelled`` (rankings),
 and ``LeftOut``, which tells what of it is not used; endless streams of it are ``Cycle``,
-``PromptStream`` and ``TextStream``. Sampling: ``sample``, with ``Endings``, and ``score``. Training:
+``PromptStream`` and ``TextStream``. Sampling: ``sample``, with ``Endings``; ``score``. Training:
 a ``Term`` per loss, ``fit`` for whole passes over data, ``pair_inputs`` and ``labelled_inputs``;
 the optimizer and its steps are the engine's (``context.engine``). Around them: ``Best`` (best
 weights), ``Journal`` and ``in_chunks`` (work that grows a list), ``perplexity``, ``load_models``
