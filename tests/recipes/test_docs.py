@@ -118,7 +118,7 @@ def code_with(text: str) -> str:
     return found
 
 
-def implemented(name: str) -> Any:
+def class_of(name: str) -> Any:
     """The class of that name on the authors' page."""
     module: dict[str, Any] = {}
     exec(code_with(f"class {name}:"), module)
@@ -129,7 +129,7 @@ def test_the_loss_of_the_authors_page_works() -> None:
     from rlhf_kit.testing import check_pair_loss
     from rlhf_kit.types import PairInputs
 
-    loss = implemented("DPO")(types.SimpleNamespace(beta=0.5))
+    loss = class_of("DPO")(types.SimpleNamespace(beta=0.5))
     check_pair_loss(loss)
     there, five = torch.tensor([True]), torch.tensor([5])
     chosen, rejected = torch.tensor([-3.0]), torch.tensor([-5.0])
@@ -142,7 +142,7 @@ def test_the_loss_of_the_authors_page_works() -> None:
 def test_the_estimator_of_the_authors_page_works() -> None:
     from rlhf_kit.testing import check_advantage, made_up_experience
 
-    estimator = implemented("GroupMean")(None)
+    estimator = class_of("GroupMean")(None)
     check_advantage(estimator)
     rewards, mask = torch.tensor([[1.0], [5.0], [2.0]]), torch.ones((3, 1), dtype=torch.bool)
     found = estimator(made_up_experience(rewards, mask, group=torch.tensor([4, 9, 4])))
