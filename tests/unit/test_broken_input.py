@@ -179,7 +179,7 @@ def test_a_missing_data_file(broken: Any, tmp_path: Path, name: str) -> None:
         ('{"prompt": "a", "response": ""}', "response: is empty"),
         ('{"prompt": "", "response": "b"}', "prompt: is empty"),
         ('{"prompt": "a"}', "response: Field required"),
-        ('{"response": "b"}', "give exactly one of prompt and messages"),
+        ('{"response": "b"}', "give exactly one of prompt, messages and token_ids"),
         ('{"prompt": 5, "response": "b"}', "prompt: Input should be a valid string"),
         ('["a", "b"]', "valid dictionary"),
         ('{"prompt": "a", "response": "b", "split": "trian"}', "split: .*'train'"),

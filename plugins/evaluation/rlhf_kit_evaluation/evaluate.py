@@ -19,9 +19,10 @@ from rlhf_kit.stagekit.batches import text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.perplexity import perplexity
-from rlhf_kit.stagekit.prompts import PromptSet, asked
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.types import Samples, Texts
+from rlhf_kit.types.samples import asked
 from rlhf_kit_evaluation.options import BASELINE, EvaluateOptions
 
 
