@@ -87,6 +87,9 @@ class PPOPtx:
         """A response to every row of ``prompts``, in the chunks that were decoded."""
         parts, o = self.parts, self.options
         drawn = sample(parts.sampler, parts.policy, prompts, o.sampling, key, endings=parts.endings)
+        if o.trunk == "drop":
+            # Before scoring too: what is computed again would not be what decoding has computed.
+            drawn = (chunk.without_trunk() for chunk in drawn)
         chunks = [with_room(chunk, o.end, o.sampling.max_new_tokens) for chunk in drawn]
         trim_heap()  # decoding leaves other shapes behind than updates need
         return chunks
