@@ -22,9 +22,10 @@ from torch import Tensor
 from rlhf_kit import SamplingOptions
 from rlhf_kit.components import Component, Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.engine.seeding import derive_seed
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.streams import PromptStream
-from rlhf_kit.testing import TabularPolicy, part
+from rlhf_kit.testing import TabularPolicy, TabularSampler, part
 from rlhf_kit.types import Advantages, Rollout, Samples
 
 
@@ -115,6 +116,9 @@ class Run:
         self.metrics: list[Mapping[str, float]] = []
         self.rollouts: list[Rollout] = []
 
+    def key(self, *names: Any) -> int:
+        return derive_seed(0, *map(str, names))
+
     def steps(self, total: int, state: Any, unit: str = "step") -> Iterator[int]:
         return iter(range(total))
 
@@ -145,6 +149,7 @@ def test_ppo_without_a_critic_learns() -> None:
     ptx = FixedPtx(FixedPtxOptions())
     parts = PPOParts(
         policy=policy,
+        sampler=TabularSampler(),
         ptx=ptx,
         limit=KLLimit(None, "stop", 2.0, {}),
         advantage_normalizer=None,
