@@ -31,7 +31,7 @@ from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 from torch.nn import Parameter
-from toys import ANSWERS, prompts, texts
+from toys import ANSWERS, prompts, respond, texts
 
 from rlhf_kit.components import Component
 from rlhf_kit.engine.accumulate import Term, accumulating
@@ -39,6 +39,7 @@ from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.plugins import load_plugins
 from rlhf_kit.testing import (
     TabularPolicy,
+    TabularSampler,
     build,
     check_advantage,
     check_nll_loss,
@@ -149,8 +150,8 @@ def drawn(seed: int, *shape: int) -> Tensor:
 def rollout(policy: TabularPolicy) -> PPOBatch:
     """Ten responses of one to three tokens, sampled by a policy that is a little off."""
     one = torch.zeros((10, 1), dtype=torch.long)
-    asked = Prompts(one, one.bool(), [{"prompt": ""}] * 10, torch.arange(10))
-    samples = policy.generate(asked, Sampling(3, 1.0, torch.Generator().manual_seed(3)))
+    asked = Prompts(one, one.bool(), [{"prompt": ""}] * 10, torch.arange(10), torch.arange(10))
+    samples = TabularSampler()(policy, asked, Sampling(3, 1.0, 3))
     assert len(samples.mask.sum(1).unique()) == 3
     old, reference, advantages, values, returns = drawn(1, 5, *samples.mask.shape)
     with torch.no_grad():
@@ -264,6 +265,7 @@ def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPt
     parts = PPOParts(
         policy=policy,
         reference=policy,
+        sampler=TabularSampler(),  # nothing is sampled
         value=value,
         reward=lambda samples: torch.zeros(len(samples)),
         advantage=GAE(GAEOptions()),
@@ -288,7 +290,7 @@ def test_micro_batches_do_not_change_a_step_of_ppo(
     context = context_of(memory)
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer).repeat(2)
-    samples = policy.generate(asked, Sampling(8, 1.0, torch.Generator().manual_seed(5)))
+    samples = respond(policy, asked, 8, key=5)
     assert len(samples.mask.sum(1).unique()) > 2
     value = LinearValue(LinearValueOptions())
     value.attach(policy)

@@ -39,7 +39,8 @@ from torch import Tensor
 
 from rlhf_kit import SamplingOptions
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, cosine
-from rlhf_kit.testing import TabularPolicy, hollow_part
+from rlhf_kit.engine.seeding import derive_seed
+from rlhf_kit.testing import TabularPolicy, TabularSampler, hollow_part
 from rlhf_kit.types import LossOutput, PolicyLossInputs, Prompts, SampledUnits, Samples, Sampling
 
 V = R = 3
@@ -79,11 +80,11 @@ def objective(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, beta: float) -> 
 # The parts of PPO-ptx that must be other than in a recipe for the test to be exact.
 
 
-class Enumerated(TabularPolicy):
-    """Answers with every response once."""
+class Enumerated:
+    """A sampler that answers with every response once."""
 
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        return self.all_samples(sampling.temperature)
+    def __call__(self, policy: Any, prompts: Prompts, sampling: Sampling) -> Samples:
+        return policy.all_samples(sampling.temperature)
 
 
 class ZeroCritic:
@@ -131,6 +132,9 @@ class Run:
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
 
+    def key(self, *names: Any) -> int:
+        return derive_seed(0, *map(str, names))
+
     def steps(self, total: int, state: Any, unit: str = "step") -> Iterator[int]:
         return iter(range(total))
 
@@ -166,6 +170,7 @@ def ppo(
     kl, ptx = FixedKL(FixedKLOptions()), FixedPtx(FixedPtxOptions())
     kl.coefficient = beta
     given: dict[str, Any] = {
+        "sampler": Enumerated(),
         "value": ZeroCritic(),
         "advantage": GAE(GAEOptions(discount=1.0, lam=1.0)),
         "policy_loss": Expected(),
@@ -205,7 +210,7 @@ def gradient(
 
 
 def away_from_its_reference(seed: int) -> TabularPolicy:
-    policy = Enumerated(V, R, dtype=torch.float64, seed=seed)
+    policy = TabularPolicy(V, R, dtype=torch.float64, seed=seed)
     with torch.no_grad():
         policy.table += 0.5 * drawn(1000 + seed, *policy.table.shape)
     return policy
@@ -259,7 +264,7 @@ def test_a_wrong_lambda_would_be_noticed() -> None:
 @pytest.mark.parametrize(("temperature", "beta"), [(1.0, 0.3), (0.7, 0.5)])
 def test_ascent_reaches_the_closed_form(temperature: float, beta: float) -> None:
     """The best of ``E[r] - beta KL`` is ``beta log Z``, at ``ref exp(r / beta) / Z``."""
-    policy, rewards, steps = Enumerated(V, R, dtype=torch.float64, seed=3), drawn(4, 15), 500
+    policy, rewards, steps = TabularPolicy(V, R, dtype=torch.float64, seed=3), drawn(4, 15), 500
     log_ref = logprobs(policy.reference_table, temperature)
     best = log_ref + rewards / beta
     log_z = best.logsumexp(0)
@@ -294,8 +299,9 @@ def test_sampling_comes_close_to_the_closed_form(score_at: str) -> None:
         schedule=cosine(steps * 2, floor=0.0),
     )
     one = torch.zeros((64, 1), dtype=torch.long)
-    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * 64, torch.arange(64))
+    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * 64, torch.arange(64), torch.arange(64))
     ordinary = {
+        "sampler": TabularSampler(),
         "value": value,
         "advantage": GAE(GAEOptions(lam=0.95)),
         "policy_loss": PPOClip(ClipOptions(clip_range=0.2)),

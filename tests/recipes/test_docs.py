@@ -130,6 +130,8 @@ def test_the_observer_of_the_authors_page_works(tmp_path: Path) -> None:
     observer.rollout_collected("ppo", 3, rollout)
     mean = samples.mask.sum(1).float().mean().item()
     assert (tmp_path / "talk/lengths.csv").read_text() == f"ppo,3,{mean}\n"
+
+
 def code_with(text: str) -> str:
     (found,) = [code for code in blocks(AUTHORS, "python") if text in code]
     return found

@@ -431,7 +431,7 @@ def test_the_gradient_is_ppo_plus_gamma_ptx(context_of: Any, micro_batch: int) -
     with torch.no_grad():  # a critic of 0 would send no gradient into the states
         for p in ppo.parts.value.parameters():
             p.normal_(std=0.3, generator=torch.Generator().manual_seed(5))
-    sampling = Sampling(6, 1.0, torch.Generator().manual_seed(4))
+    sampling = Sampling(6, 1.0, key=4)
     rollout = ppo.collect(ppo.parts.prompts.next(), sampling, Clock())
     assert len(set(rollout.mask.sum(1).tolist())) > 1
     rows = ppo.batch(rollout, ppo.credit(rollout, rollout.scores))

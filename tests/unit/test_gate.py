@@ -23,11 +23,10 @@ from rlhf_kit_policy_gradient.gate import Setup, check_setup, widened
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy_runs import metrics, one_stage, ppo_options, run, run_in_two
-from toys import prompts
+from toys import prompts, respond
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.types import Sampling
 
 CHECKS = ("reference", "sampled", "ratio", "reward", "padding", "end", "tokenizers", "repeatable")
 
@@ -228,8 +227,8 @@ def test_sampling_from_something_else(
     def looking(model: Any, tokens: Tensor, mask: Tensor, *args: Any) -> Tensor:
         return step(model, tokens, torch.ones_like(mask), *args)
 
-    def colder(logits: Tensor, temperature: float, generator: Any) -> Any:
-        return sample(logits, 0.7 * temperature, generator)
+    def colder(logits: Tensor, temperature: float, draws: Tensor) -> Any:
+        return sample(logits, 0.7 * temperature, draws)
 
     if fault == "padding":
         monkeypatch.setattr(decode, "_step", looking)
@@ -370,9 +369,7 @@ def test_several_faults_are_told_together(
 def setup_of(context: Any, **changes: Any) -> Setup:
     strategy = context.memory()
     policy, reference = strategy.policy(None), strategy.reference(None)
-    samples = policy.generate(
-        prompts(context.tokenizer), Sampling(6, 1.0, torch.Generator().manual_seed(4))
-    )
+    samples = respond(policy, prompts(context.tokenizer), 6, key=4)
 
     def reward(seen: Any) -> Tensor:
         return torch.tensor([float(len(text)) for text in seen.responses])

@@ -20,9 +20,10 @@ from torch import Tensor
 from rlhf_kit import SamplingOptions
 from rlhf_kit.components import Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.engine.seeding import derive_seed
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.streams import PromptStream
-from rlhf_kit.testing import TabularPolicy, hollow_part
+from rlhf_kit.testing import TabularPolicy, TabularSampler, hollow_part
 from rlhf_kit.types import Advantages, Experience, Rollout, Samples
 
 
@@ -106,6 +107,9 @@ class Run:
         self.metrics: list[Mapping[str, float]] = []
         self.rollouts: list[Rollout] = []
 
+    def key(self, *names: Any) -> int:
+        return derive_seed(0, *map(str, names))
+
     def steps(self, total: int, state: Any, unit: str = "step") -> Iterator[int]:
         return iter(range(total))
 
@@ -136,6 +140,7 @@ def test_ppo_without_a_critic_learns() -> None:
     ptx = FixedPtx(FixedPtxOptions())
     parts = PPOParts(
         policy=policy,
+        sampler=TabularSampler(),
         ptx=ptx,
         limit=KLLimit(None, "stop", 2.0, {}),
         advantage_normalizer=None,

@@ -20,17 +20,14 @@ LONGEST = 7
 
 
 class Scripted:
-    """A policy that answers each prompt with the tokens written for it, whatever the batch."""
+    """A sampler that answers each prompt with the tokens written for it, whatever the batch."""
 
-    def __init__(self, policy: Any, tokenizer: Any, lengths: list[int]) -> None:
-        self._policy, self._pad, self._eos = policy, tokenizer.pad_id, tokenizer.eos_id
+    def __init__(self, tokenizer: Any, lengths: list[int]) -> None:
+        self._pad, self._eos = tokenizer.pad_id, tokenizer.eos_id
         self._lengths = lengths
         self._decode = tokenizer.decode
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
-
-    def generate(self, given: Any, sampling: Sampling) -> Samples:
+    def __call__(self, policy: Any, given: Any, sampling: Sampling) -> Samples:
         lengths = [self._lengths[group] for group in given.group.tolist()]
         width = max(lengths)
         tokens = torch.full((len(lengths), width), self._pad)
@@ -43,7 +40,7 @@ class Scripted:
             mask[row, :length] = True
         samples = Samples(given, tokens, mask, finished, sampling.temperature, self._decode)
         # As a decoder that captures the trunk would.
-        trunk = self._policy._role.encode(samples.tokens, samples.token_mask)
+        trunk = policy.role.encode(samples.tokens, samples.token_mask)
         return Samples(
             given,
             tokens,
@@ -66,12 +63,13 @@ def collected(context: Any, lengths: list[int], size: int, score_at: str) -> Any
         score_at=score_at, sampling={"batch_size": size, "max_new_tokens": LONGEST}
     )
     ppo = ppo_of(
-        Scripted(policy, tokenizer, lengths),
+        policy,
         options,
+        sampler=Scripted(tokenizer, lengths),
         value=critic,
         reward=lambda samples: torch.arange(1.0, len(lengths) + 1)[samples.group],
     )
-    rollout = ppo.collect(prompts(tokenizer), Sampling(LONGEST), Clock())
+    rollout = ppo.collect(prompts(tokenizer), Sampling(LONGEST, 1.0, 0), Clock())
     targets = ppo.credit(rollout, rollout.scores)
     return rollout, targets, ppo.batch(rollout, targets)
 
