@@ -12,7 +12,9 @@ from toy_runs import metrics, one_stage, run
 
 from rlhf_kit.components import NEEDS, Component
 from rlhf_kit.errors import PluginError, RecipeError
+from rlhf_kit.plugins import load_plugins
 from rlhf_kit.recipe import filled, open_recipe
+from rlhf_kit.registry import Registry
 
 pytest.importorskip("rlhf_kit_example", reason="pip install -e plugins/example")
 

@@ -29,10 +29,10 @@ def test_captured_trunk_is_the_recomputed_one(
     context_of: Callable[..., Any], kind: str, layers: int
 ) -> None:
     _, policy, samples = built(context_of("hydra", kind, trainable_layers=layers))
-    again = policy._role.encode(samples.tokens, samples.token_mask)
+    again = policy.role.encode(samples.tokens, samples.token_mask)
     mask, trunk = samples.token_mask, samples.padded_trunk()
     assert trunk is not None and trunk.states.shape == (*samples.tokens.shape, 32)
-    assert trunk.origin == again.origin == policy._role.origin
+    assert trunk.origin == again.origin == policy.role.origin
     torch.testing.assert_close(trunk.states[mask], again.states[mask], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         captured = policy.evaluate(samples).logprobs

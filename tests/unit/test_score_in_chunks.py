@@ -114,7 +114,7 @@ def test_the_value_after_the_end_is_the_critics(context_of: Callable[..., Any], 
     samples = rollout.samples
     for row, length in enumerate(lengths):
         tokens = samples.tokens[row][samples.token_mask[row]][None]
-        states = policy._role.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        states = policy.role.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
         wanted = (states[0, -1].detach() * weight).sum()
         assert abs(wanted) > 1e-3
         torch.testing.assert_close(batch.values[row, length], wanted, rtol=1e-4, atol=1e-4)

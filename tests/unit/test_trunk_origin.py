@@ -59,8 +59,8 @@ def test_a_role_knows_its_trunk(context_of: Callable[..., Any]) -> None:
         for dtype in ("float32", "bfloat16"):
             memory = context_of("hydra", trainable_layers=layers, dtype=dtype).memory()
             policy = memory.policy(None)
-            assert memory.scorer(None).origin == memory.critic(None).origin == policy._role.origin
-            origins[layers, dtype] = policy._role.origin
+            assert memory.scorer(None).origin == memory.critic(None).origin == policy.role.origin
+            origins[layers, dtype] = policy.role.origin
             assert origins[layers, dtype] == TrunkId(memory.backbone, 4 - layers, dtype)
     assert len(set(origins.values())) == 4
     other = context_of("hydra", "qwen3", trainable_layers=2, dtype="float32").memory()
@@ -104,7 +104,7 @@ def test_a_foreign_trunk_is_refused(
         ) as c:
             read()
         assert str(foreign) in str(c.value)
-        own = policy._role.origin
+        own = policy.role.origin
         assert ("has no trunk" if own is None else f"continues {own} ") in str(c.value)
 
 
