@@ -16,6 +16,7 @@ from rlhf_kit.content import Contents
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.interfaces import (
     DataSource,
+    Engine,
     Identified,
     Memory,
     ModelSource,
@@ -63,11 +64,7 @@ class Backbone:
 
     def execution(self) -> dict[str, Any]:
         """What may change rounding, for the record of an attempt."""
-        return {
-            f"{seam}.{key}": value
-            for seam, part in (("model", self.model), ("memory", self.memory))
-            for key, value in execution(part).items()
-        }
+        return {**_execution("model", self.model), **_execution("memory", self.memory)}
 
 
 class RunContext:
@@ -88,6 +85,11 @@ class RunContext:
             self._sources[key] = construct(model, None)
         found = Backbone(model, memory, self._sources[key])
         return self._backbones.setdefault(found.key, found)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """One for all stages: what it starts, such as a process group, is started once."""
+        return construct(self.recipe.engine, None)
 
     def stage_folder(self, id: str) -> Path:
         return self.folder / STAGES / id
@@ -117,6 +119,7 @@ class RunContext:
                 "rlhf_kit": now.source(_RUNNER),
                 "its data": [self.data(part, context).fingerprint() for part in data],
                 "a stage before it": [records[need].fingerprint for need in stage.needs],
+                "the engine": identity(self.recipe.engine, now),
                 "the model or memory": [backbone.identity(now) for backbone in backbones],
             }
             records[id] = StageRecord.read(
@@ -124,9 +127,17 @@ class RunContext:
                 self.stage_folder(id),
                 stage.part.component.produces,
                 {what: _hash(value) for what, value in content.items()},
-                {**execution(stage.part), **backbones[0].execution()},
+                {
+                    **execution(stage.part),
+                    **_execution("engine", self.recipe.engine),
+                    **backbones[0].execution(),
+                },
             )
         return records
+
+
+def _execution(block: str, part: Part) -> dict[str, Any]:
+    return {f"{block}.{key}": value for key, value in execution(part).items()}
 
 
 def _hash(value: Any) -> str:
@@ -151,6 +162,10 @@ class StageContext:
     def tokenizer(self) -> Tokenizer:
         return self._backbone.tokenizer
 
+    @property
+    def engine(self) -> Engine:
+        return self._run.engine
+
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self._of(of).tokenizer
 
@@ -168,6 +183,7 @@ class StageContext:
         return self._run.stage_folder(ref.stage) if ref.stage is not None else ref.folder
 
     def memory(self, of: StageRef | None = None) -> Memory:
+        _ = self.engine  # there before any weights are
         backbone = self._of(of)
         found = None if of is None else self._memories.get(backbone.key)
         if found is None:

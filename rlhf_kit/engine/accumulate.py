@@ -15,32 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlhf_kit.engine.optim import Optimizer
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.interfaces import Loss
+from rlhf_kit.interfaces import Optimizer, Step, Term, World
 
 Micro = TypeVar("Micro")
-
-
-def _itself(micro: Any) -> Any:
-    return micro
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of the objective and its weight; ``counted`` is what of a micro-batch it counts."""
-
-    loss: Loss
-    weight: float = 1.0
-    counted: Callable[[Any], Any] = _itself
+_ALONE = OneProcess()
 
 
 @dataclass
-class Step:
-    """One optimizer step under construction."""
+class AccumulatingStep:
+    """Implements rlhf_kit.interfaces.Step."""
 
     optimizer: Optimizer
     watched: Sequence[Parameter] = ()  # whose gradient norm is reported for each labelled `add`
+    world: World = _ALONE
     stats: dict[str, float] = field(default_factory=dict)
 
     def add(
@@ -50,16 +39,8 @@ class Step:
         micro_batches: Sequence[Micro],
         label: str | None = None,
     ) -> None:
-        """Accumulate the gradients of ``terms`` over ``micro_batches``.
-
-        ``forward`` maps a micro-batch to the inputs of each term; terms that share a forward pass
-        travel in one call. Statistics become ``name/statistic`` means over the step, and
-        ``gradient_norm/label`` is the norm of what this call has added to the watched gradients.
-
-        Raises:
-            NumericsError: a loss is not finite. Nothing has been updated then.
-        """
-        counts = {name: _count(term, micro_batches) for name, term in terms.items()}
+        """See rlhf_kit.interfaces.Step.add."""
+        counts = {name: self._count(term, micro_batches) for name, term in terms.items()}
         sums: dict[str, Tensor] = {}
         before = self._gradients() if label is not None else []
         for micro in micro_batches:
@@ -81,6 +62,11 @@ class Step:
         if label is not None and self.watched:
             self.stats[f"gradient_norm/{label}"] = self._added(before)
 
+    def _count(self, term: Term, micro_batches: Sequence[Any]) -> Tensor:
+        """Of the whole step, over all ranks."""
+        counts = (term.loss.count(term.counted(micro)) for micro in micro_batches)
+        return self.world.sum(sum(counts, torch.zeros(()))).clamp(min=1)
+
     def _gradients(self) -> list[Tensor | None]:
         found = self.optimizer.gradients(self.watched)
         return [None if gradient is None else gradient.clone() for gradient in found]
@@ -95,15 +81,12 @@ class Step:
         return torch.stack(norms).norm().item() if norms else 0.0
 
 
-def _count(term: Term, micro_batches: Sequence[Any]) -> Tensor:
-    counts = (term.loss.count(term.counted(micro)) for micro in micro_batches)
-    return sum(counts, torch.zeros(())).clamp(min=1)
-
-
 @contextmanager
-def accumulating(optimizer: Optimizer, watch: Sequence[Parameter] = ()) -> Iterator[Step]:
+def accumulating(
+    optimizer: Optimizer, watch: Sequence[Parameter] = (), world: World = _ALONE
+) -> Iterator[Step]:
     """Clear the gradients, let the body add terms, then take one optimizer step."""
     optimizer.zero_grad()
-    step = Step(optimizer, watch)
+    step = AccumulatingStep(optimizer, watch, world)
     yield step
     step.stats["gradient_norm"] = optimizer.step()

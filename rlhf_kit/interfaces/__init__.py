@@ -4,6 +4,15 @@ from rlhf_kit.interfaces.advantage import AdvantageEstimator
 from rlhf_kit.interfaces.context import Context
 from rlhf_kit.interfaces.control import KLController, PtxController
 from rlhf_kit.interfaces.data import DataSource
+from rlhf_kit.interfaces.engine import (
+    Engine,
+    Optimizer,
+    ParameterGroup,
+    Schedule,
+    Step,
+    Term,
+    World,
+)
 from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import Loss
 from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource
@@ -20,6 +29,7 @@ __all__ = [
     "CompositeReward",
     "Context",
     "DataSource",
+    "Engine",
     "Identified",
     "InvertibleNormalizer",
     "KLController",
@@ -29,14 +39,20 @@ __all__ = [
     "ModelSource",
     "NeedsModels",
     "Normalizer",
+    "Optimizer",
+    "ParameterGroup",
     "Policy",
     "PtxController",
     "RewardFn",
     "RewardModel",
+    "Schedule",
     "Stage",
     "StageRun",
     "Stateful",
+    "Step",
+    "Term",
     "Tokenizer",
     "Trainable",
     "ValueHead",
+    "World",
 ]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from rlhf_kit.components import Part
 from rlhf_kit.errors import PluginError, RlhfKitError
+from rlhf_kit.option_fields import block_default
 from rlhf_kit.recipe.agreement import refuse_disagreement
 from rlhf_kit.recipe.blocks import Blocks, Scope
 from rlhf_kit.recipe.document import Document, Place, shown
@@ -33,11 +34,12 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
     data = _data(blocks)
     blocks.scope.earlier = []
     model = _top(blocks, "model")
+    engine = _top(blocks, "engine")
     memory = _top(blocks, "memory")
     stages = _stages(blocks)
     _refuse_unused(blocks, data, stages)
     problems.raise_if_any()
-    assert model is not None and memory is not None
+    assert model is not None and engine is not None and memory is not None
 
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", document.path.stem)
     recipe = Recipe(
@@ -46,6 +48,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
         seed=int(document.values.get("seed", 0)),
         plugins=list(plugins),
         model=model,
+        engine=engine,
         memory=memory,
         data={name: part for name, part in data.items() if part is not None},
         stages=stages,
@@ -75,7 +78,9 @@ def _section(blocks: Blocks, key: str) -> dict[str, Any]:
 def _top(blocks: Blocks, seam: str) -> Part | None:
     if blocks.problems.at((seam,)):
         return None  # missing, or not a block: said already
-    return blocks.part(seam, blocks.document.values[seam], (seam,))
+    default = block_default(RecipeFile.model_fields[seam]) or {}
+    block = blocks.document.values.get(seam, default)
+    return blocks.part(seam, block, (seam,), default.get("use"))
 
 
 def _data(blocks: Blocks) -> dict[str, Part | None]:

@@ -50,6 +50,9 @@ class RecipeFile(BaseModel):
     seed: int = Field(0, ge=0, description="seed of everything random")
     plugins: list[str] = Field([], description="plugin files, relative to the recipe")
     model: Block = Field(description="the backbone and its tokenizer")
+    engine: Block = Field(
+        {"use": "single"}, description="who takes the optimizer steps, over which ranks"
+    )
     memory: Block = Field(description="how policy, reference, value and reward share memory")
     data: Annotated[dict[Identifier, Block], BeforeValidator(_empty_if_null)] = Field(
         {}, description="named data, for the data slots of stages"
@@ -80,6 +83,7 @@ class Recipe:
     seed: int
     plugins: list[Path]  # absolute, with those of the command line
     model: Part
+    engine: Part
     memory: Part
     data: dict[str, Part]
     stages: dict[str, Stage]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from rlhf_kit_engines.options import SingleOptions
+from rlhf_kit_engines.single import Single
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
@@ -173,6 +175,7 @@ def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
         "policy_loss": PPOClip(ClipOptions()),
         "value_loss": ClippedValue(ClipOptions()),
         "ptx_loss": TokenNLL(NoOptions()),
+        "engine": Single(SingleOptions()),
         "optimizer": Recorder(groups, max_gradient_norm=None),
         "prompts": None,
     }

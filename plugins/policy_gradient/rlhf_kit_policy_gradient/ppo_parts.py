@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.ema import WeightAverage
-from rlhf_kit.engine.optim import Optimizer
 from rlhf_kit.interfaces import (
     AdvantageEstimator,
+    Engine,
     InvertibleNormalizer,
     KLController,
     Loss,
     Normalizer,
+    Optimizer,
     Policy,
     PtxController,
     RewardFn,
@@ -41,6 +42,7 @@ class PPOParts:
     policy_loss: Loss[PolicyLossInputs]
     value_loss: Loss[ValueLossInputs]
     ptx_loss: Loss[NllInputs]
+    engine: Engine
     optimizer: Optimizer
     prompts: PromptStream
     pretraining: TextStream | None = None

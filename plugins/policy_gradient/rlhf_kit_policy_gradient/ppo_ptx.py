@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.minibatch import minibatches
 from rlhf_kit.engine.release import trim_heap
 from rlhf_kit.engine.scoring import score
-from rlhf_kit.interfaces import StageRun
+from rlhf_kit.interfaces import StageRun, Term
 from rlhf_kit.ops.kl import kl_penalised_rewards, sequence_kl
 from rlhf_kit.ops.sequence import by_length, last_index, with_place_after_end
 from rlhf_kit.stagekit.batches import sampling_of
@@ -149,7 +148,7 @@ class PPOPtx:
     def update(self, batch: PPOBatch) -> dict[str, float]:
         """One optimizer step on the policy, value and pretraining terms."""
         parts = self.parts
-        with accumulating(parts.optimizer, self.watched) as step:
+        with parts.engine.step(parts.optimizer, self.watched) as step:
             lengths = batch.samples.token_mask.sum(1)  # [B]
             micro = [batch.select(r) for r in by_length(lengths, self.options.micro_batch)]
             step.add(self.ppo, self.policy_and_value, micro, "ppo")

@@ -11,13 +11,14 @@ from rlhf_kit import Part
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.ema import WeightAverage
-from rlhf_kit.engine.optim import ParameterGroup, constant
+from rlhf_kit.engine.optim import constant
 from rlhf_kit.engine.scoring import load_models, probe
 from rlhf_kit.engine.seeding import GeneratorState
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import (
     Context,
     InvertibleNormalizer,
+    ParameterGroup,
     Policy,
     StageRun,
     Stateful,
@@ -26,7 +27,6 @@ from rlhf_kit.interfaces import (
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.batches import held_out_blocks, sampling_of, text_blocks
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 from rlhf_kit.types import Texts
@@ -134,7 +134,7 @@ class PPOPtxStage:
             critic = ParameterGroup(list(value.parameters()), o.value_learning_rate, constant())
             groups.append(critic)
         steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
-        optimizer = build_optimizer(groups, o.optimizer, steps)
+        optimizer = self._context.engine.optimizer(groups, o.optimizer, steps)
         generator, pretraining = run.generator, None
         if self._blocks is not None:
             pretraining = TextStream(self._blocks, o.ptx_per_episode, o.ptx_micro_batch, generator)
@@ -149,6 +149,7 @@ class PPOPtxStage:
             kl=self._kl,
             ptx=self._ptx,
             limit=KLLimit(o.kl_limit, o.on_kl_limit, o.rollback_factor, restored),
+            engine=self._context.engine,
             optimizer=optimizer,
             prompts=PromptStream(self._prompts, o.rollout_batch, generator, o.samples_per_prompt),
             pretraining=pretraining,
