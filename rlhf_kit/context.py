@@ -28,6 +28,7 @@ from rlhf_kit.recipe import Stage as StageBlock
 from rlhf_kit.recipe.identity import execution, identity
 from rlhf_kit.recipe.walk import parts_of, stage_refs
 from rlhf_kit.run_folder import STAGES
+from rlhf_kit.seams import ENGINE, MEMORY, MODEL, NAMED
 from rlhf_kit.stage_record import StageRecord
 
 # The runner's own part in every result: seeds, checkpoints, the order of calls.
@@ -58,13 +59,13 @@ class Backbone:
         if isinstance(target, Identified):
             resolved |= target.identity(self.memory.options)
         return {
-            "model": identity(self.model, now) | {"weights": self.source.fingerprint()},
-            "memory": identity(self.memory, now) | resolved,
+            MODEL: identity(self.model, now) | {"weights": self.source.fingerprint()},
+            MEMORY: identity(self.memory, now) | resolved,
         }
 
     def execution(self) -> dict[str, Any]:
         """What may change rounding, for the record of an attempt."""
-        return {**_execution("model", self.model), **_execution("memory", self.memory)}
+        return {**_execution(MODEL, self.model), **_execution(MEMORY, self.memory)}
 
 
 class RunContext:
@@ -109,7 +110,7 @@ class RunContext:
         now = Contents()
         for id, stage in self.recipe.stages.items():
             context = StageContext(self, id)
-            data = [p for p in parts_of(stage.part) if p.component.seam == "data"]
+            data = [p for p in parts_of(stage.part) if p.component.seam in NAMED]
             backbones = [self.backbone(id)]
             if any(ref.folder for ref in stage_refs(stage.part)):
                 backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
@@ -129,7 +130,7 @@ class RunContext:
                 {what: _hash(value) for what, value in content.items()},
                 {
                     **execution(stage.part),
-                    **_execution("engine", self.recipe.engine),
+                    **_execution(ENGINE, self.recipe.engine),
                     **backbones[0].execution(),
                 },
             )
@@ -173,7 +174,7 @@ class StageContext:
         return self._backbone if ref is None else self._run.backbone(ref.stage)
 
     def build(self, part: Part) -> Any:
-        if part.component.seam == "data":
+        if part.component.seam in NAMED:
             return self._run.data(part, self)
         return construct(part, self)
 

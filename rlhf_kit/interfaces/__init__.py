@@ -3,7 +3,7 @@
 from rlhf_kit.interfaces.advantage import AdvantageEstimator
 from rlhf_kit.interfaces.context import Context
 from rlhf_kit.interfaces.control import KLController, PtxController
-from rlhf_kit.interfaces.data import DataSource
+from rlhf_kit.interfaces.data import DataSource, DropsRows
 from rlhf_kit.interfaces.engine import (
     Engine,
     Optimizer,
@@ -29,6 +29,7 @@ __all__ = [
     "CompositeReward",
     "Context",
     "DataSource",
+    "DropsRows",
     "Engine",
     "Identified",
     "InvertibleNormalizer",

@@ -19,6 +19,7 @@ from rlhf_kit.recipe.problems import Problems
 from rlhf_kit.recipe.schema import Recipe, RecipeFile, Stage
 from rlhf_kit.recipe.walk import parts_of, stage_refs
 from rlhf_kit.registry import Registry
+from rlhf_kit.seams import DATA, ENGINE, MEMORY, MODEL, STAGE
 
 
 def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()) -> Recipe:
@@ -33,9 +34,9 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
     blocks.scope.produces = _produces(blocks)
     data = _data(blocks)
     blocks.scope.earlier = []
-    model = _top(blocks, "model")
-    engine = _top(blocks, "engine")
-    memory = _top(blocks, "memory")
+    model = _top(blocks, MODEL)
+    engine = _top(blocks, ENGINE)
+    memory = _top(blocks, MEMORY)
     stages = _stages(blocks)
     _refuse_unused(blocks, data, stages)
     problems.raise_if_any()
@@ -65,7 +66,7 @@ def _produces(blocks: Blocks) -> dict[str, str | None]:
     quiet = Blocks(blocks.document, blocks.registry, Problems(blocks.document))
     found: dict[str, str | None] = {}
     for name, block in _section(blocks, "stages").items():
-        component = quiet.component("stage", block, ("stages", name))
+        component = quiet.component(STAGE, block, ("stages", name))
         found[name] = component[0].produces if component else None
     return found
 
@@ -89,7 +90,7 @@ def _data(blocks: Blocks) -> dict[str, Part | None]:
     for name, block in _section(blocks, "data").items():
         place = ("data", name)
         blocks.scope.data = dict(entries)
-        entries[name] = None if blocks.problems.at(place) else blocks.part("data", block, place)
+        entries[name] = None if blocks.problems.at(place) else blocks.part(DATA, block, place)
     blocks.scope.data = entries
     return entries
 
@@ -100,7 +101,7 @@ def _stages(blocks: Blocks) -> dict[str, Stage]:
     scope.earlier = []
     for name, block in _section(blocks, "stages").items():
         place = ("stages", name)
-        part = None if blocks.problems.at(place) else blocks.part("stage", block, place)
+        part = None if blocks.problems.at(place) else blocks.part(STAGE, block, place)
         if part is not None:
             named = {ref.stage for ref in stage_refs(part) if ref.stage is not None}
             _check_data_order(blocks, named, place)

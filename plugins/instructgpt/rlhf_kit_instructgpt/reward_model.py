@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.minibatch import Cycle
-from rlhf_kit.interfaces import Context, Loss, ParameterGroup, RewardModel, StageRun, Term
+from rlhf_kit.interfaces import (
+    Context,
+    DropsRows,
+    Loss,
+    ParameterGroup,
+    RewardModel,
+    StageRun,
+    Term,
+)
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stagekit.batches import answered, read_comparisons
 from rlhf_kit.stagekit.prompts import PromptSet
@@ -67,7 +75,7 @@ class RewardModelStage:
         o = self._options
         if not self._source.ready:
             self._read()
-        dropped = dict(getattr(self._source, "dropped", {}))
+        dropped = dict(self._source.dropped) if isinstance(self._source, DropsRows) else {}
         for why, count in dropped.items():
             run.say(f"left out {count}: {why}")
         model: RewardModel = self._context.memory().reward_model(
