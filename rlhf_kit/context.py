@@ -17,6 +17,7 @@ from rlhf_kit.content import Contents
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.interfaces import (
     DataSource,
+    Engine,
     Identified,
     Memory,
     ModelSource,
@@ -30,6 +31,7 @@ from rlhf_kit.recipe import Stage as StageBlock
 from rlhf_kit.recipe.identity import execution, identity
 from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.run_folder import OBSERVERS, STAGES
+from rlhf_kit.seams import ENGINE, MEMORY, MODEL, NAMED
 from rlhf_kit.stage_record import StageRecord
 
 # The runner's own part in every result: seeds, checkpoints, the order of calls.
@@ -65,17 +67,13 @@ class Backbone:
         if isinstance(target, Identified):
             resolved |= target.identity(self.memory.options)
         return {
-            "model": identity(self.model, now) | {"weights": self.source.fingerprint()},
-            "memory": identity(self.memory, now) | resolved,
+            MODEL: identity(self.model, now) | {"weights": self.source.fingerprint()},
+            MEMORY: identity(self.memory, now) | resolved,
         }
 
     def execution(self) -> dict[str, Any]:
         """What may change rounding, for the record of an attempt."""
-        return {
-            f"{seam}.{key}": value
-            for seam, part in (("model", self.model), ("memory", self.memory))
-            for key, value in execution(part).items()
-        }
+        return {**_execution(MODEL, self.model), **_execution(MEMORY, self.memory)}
 
 
 class RunContext:
@@ -96,6 +94,11 @@ class RunContext:
             self._sources[key] = construct(model, None)
         found = Backbone(model, memory, self._sources[key])
         return self._backbones.setdefault(found.key, found)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """One for all stages: what it starts, such as a process group, is started once."""
+        return construct(self.recipe.engine, None)
 
     def stage_folder(self, id: str) -> Path:
         return self.folder / STAGES / id
@@ -122,7 +125,7 @@ class RunContext:
         now = Contents()
         for id, stage in self.recipe.stages.items():
             context = StageContext(self, id)
-            data = [p for p in parts_of(stage.part) if p.component.seam == "data"]
+            data = [p for p in parts_of(stage.part) if p.component.seam in NAMED]
             backbones = [self.backbone(id)]
             if any(ref.folder for ref in refs_of(stage.part)):
                 backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
@@ -132,6 +135,7 @@ class RunContext:
                 "rlhf_kit": now.source(_RUNNER),
                 "its data": [self.data(part, context).fingerprint() for part in data],
                 "a stage before it": [records[need].fingerprint for need in stage.needs],
+                "the engine": identity(self.recipe.engine, now),
                 "the model or memory": [backbone.identity(now) for backbone in backbones],
             }
             records[id] = StageRecord.read(
@@ -139,9 +143,17 @@ class RunContext:
                 self.stage_folder(id),
                 stage.part.component.produces,
                 {what: _hash(value) for what, value in content.items()},
-                {**execution(stage.part), **backbones[0].execution()},
+                {
+                    **execution(stage.part),
+                    **_execution(ENGINE, self.recipe.engine),
+                    **backbones[0].execution(),
+                },
             )
         return records
+
+
+def _execution(block: str, part: Part) -> dict[str, Any]:
+    return {f"{block}.{key}": value for key, value in execution(part).items()}
 
 
 def _hash(value: Any) -> str:
@@ -166,6 +178,10 @@ class StageContext:
     def tokenizer(self) -> Tokenizer:
         return self._backbone.tokenizer
 
+    @property
+    def engine(self) -> Engine:
+        return self._run.engine
+
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self._of(of).tokenizer
 
@@ -176,7 +192,7 @@ class StageContext:
         return self._backbone if ref is None else self._run.backbone(ref.stage)
 
     def build(self, part: Part) -> Any:
-        if part.component.seam == "data":
+        if part.component.seam in NAMED:
             return self._run.data(part, self)
         return construct(part, self)
 
@@ -186,6 +202,7 @@ class StageContext:
         return self._run.stage_folder(ref.stage) if ref.stage is not None else ref.folder
 
     def memory(self, of: StageRef | None = None) -> Memory:
+        _ = self.engine  # there before any weights are
         backbone = self._of(of)
         found = self._memories.get(backbone.key)
         if found is None:

@@ -13,6 +13,7 @@ from rlhf_kit.recipe.dump import plain
 from rlhf_kit.recipe.problems import Problems
 from rlhf_kit.recipe.schema import Recipe, Stage
 from rlhf_kit.recipe.walk import blocks_of, parts_of
+from rlhf_kit.seams import OWN
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def refuse_disagreement(recipe: Recipe, problems: Problems) -> None:
             if not loaded.own or loaded.ref.stage is None:
                 continue
             blocks = zip(recipe.backbone(stage.id), recipe.backbone(loaded.ref.stage), strict=True)
-            for seam, (own, other) in zip(("model", "memory"), blocks, strict=True):
+            for seam, (own, other) in zip(OWN, blocks, strict=True):
                 here, there = bound(own), bound(other)
                 if here == there:
                     continue

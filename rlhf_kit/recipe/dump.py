@@ -38,6 +38,7 @@ def filled(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "plugins": [str(path) for path in recipe.plugins],
         "model": block(recipe.model),
+        "engine": block(recipe.engine),
         "memory": block(recipe.memory),
         "data": {key: block(part) for key, part in recipe.data.items()},
         "observers": {key: block(part) for key, part in recipe.observers.items()},

@@ -13,11 +13,10 @@ from rlhf_kit.components import Module, Options, Part, StageRef, effect_of
 from rlhf_kit.content import Contents, folder_hash
 from rlhf_kit.option_fields import key_of
 from rlhf_kit.run_folder import METRICS, RECORD
+from rlhf_kit.seams import FINGERPRINTED
 
 # What a stage folder holds besides its result.
 _NO_RESULT = (RECORD, METRICS, "checkpoints")
-# Their sources know which files of a folder they read, and say so by `fingerprint`.
-_FINGERPRINTED = ("model", "data")
 
 
 def identity(part: Part, now: Contents) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def identity(part: Part, now: Contents) -> dict[str, Any]:
     return {
         "use": f"{part.package}/{part.component.name}",
         "code": [attribute, now.source(target, whole_package=True)],
-        **_options(part.options, now, told=part.component.seam in _FINGERPRINTED),
+        **_options(part.options, now, told=part.component.seam in FINGERPRINTED),
     }
 
 

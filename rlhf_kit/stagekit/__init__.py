@@ -10,10 +10,9 @@ weights), ``Journal`` and ``in_chunks`` (work that grows a list), ``perplexity``
 and ``probe`` (a reward, tried out early).
 """
 
-from rlhf_kit.engine.accumulate import Term
 from rlhf_kit.engine.minibatch import Cycle, minibatches
-from rlhf_kit.engine.optim import ParameterGroup
 from rlhf_kit.engine.scoring import Scores, load_models, probe, score
+from rlhf_kit.interfaces import ParameterGroup, Term
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stagekit.batches import answered, held_out_blocks, read_comparisons, text_blocks
 from rlhf_kit.stagekit.best import Best

@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_kit.engine.accumulate import Term
 from rlhf_kit.engine.minibatch import Cycle
-from rlhf_kit.engine.optim import ParameterGroup
-from rlhf_kit.interfaces import Engine, StageRun, Trainable
+from rlhf_kit.interfaces import Engine, ParameterGroup, StageRun, Term, Trainable
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stage_options import FitOptions
 

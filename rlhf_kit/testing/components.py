@@ -17,6 +17,7 @@ from rlhf_kit.components import Component, Options
 from rlhf_kit.errors import PluginError
 from rlhf_kit.option_fields import block_model, declared, models_in, over_defaults
 from rlhf_kit.plugins import one_line
+from rlhf_kit.seams import STAGE
 from rlhf_kit.testing.sentences import require
 from rlhf_kit.testing.stand_ins import stand_in
 
@@ -40,7 +41,7 @@ def check_component(component: Component) -> None:
         f"{name}: has no summary; `rlhf-kit plugins list` shows one line about each component",
     )
     require(
-        not component.produces or component.seam == "stage",
+        not component.produces or component.seam == STAGE,
         f"{name}: only stages produce artifacts; leave produces empty",
     )
     _check_options(name, component.options)

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 from pydantic import ValidationError
+from rlhf_kit_engines.options import SingleOptions
+from rlhf_kit_engines.single import Single
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
@@ -275,6 +277,7 @@ def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPt
         policy_loss=PPOClip(ClipOptions()),
         value_loss=ClippedValue(ClipOptions()),
         ptx_loss=TokenNLL(NoOptions()),
+        engine=Single(SingleOptions()),
         optimizer=Recorder([*policy.parameters(), *value.parameters()]),
         prompts=SimpleNamespace(),  # type: ignore[arg-type]
         pretraining=SimpleNamespace(next=lambda episodes: list(blocks.split(micro))),  # type: ignore[arg-type]

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from rlhf_kit_engines.options import SingleOptions
+from rlhf_kit_engines.single import Single
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
@@ -182,6 +184,7 @@ def ppo(
         reference=policy.reference(),
         reward=scorer(rewards),
         kl=kl,
+        engine=Single(SingleOptions()),
         ptx=ptx,
         limit=KLLimit(None, "stop", 2.0, {}),
         value_loss=ClippedValue(ClipOptions()),

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from rlhf_kit_engines.options import SingleOptions
+from rlhf_kit_engines.single import Single
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
@@ -151,6 +153,7 @@ def test_ppo_without_a_critic_learns() -> None:
         policy_loss=PPOClip(ClipOptions()),
         value_loss=ClippedValue(ClipOptions()),
         ptx_loss=TokenNLL(NoOptions()),
+        engine=Single(SingleOptions()),
         optimizer=Optimizer(groups),
         prompts=PromptStream(PROMPTS, 32, run.generator, chosen.samples_per_prompt),
     )

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from rlhf_kit_engines.options import SingleOptions
+from rlhf_kit_engines.single import Single
 from rlhf_kit_hf.options import DecodeOptions
 from rlhf_kit_hf.sampler import DecodeSampler
 from rlhf_kit_instructgpt.losses import TokenNLL
@@ -172,6 +174,7 @@ def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
         "reward": lambda samples: [float(len(text)) for text in samples.responses],
         "advantage": GAE(GAEOptions()),
         "policy_loss": PPOClip(ClipOptions()),
+        "engine": Single(SingleOptions()),
         "optimizer": Recorder(groups, max_gradient_norm=None),
         "beta": Beta(options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl, {})),
         "normalizers": Normalizers(),

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.clock import Clock, timed
 from rlhf_kit.engine.minibatch import minibatches
 from rlhf_kit.engine.release import trim_heap
 from rlhf_kit.engine.scoring import score
-from rlhf_kit.interfaces import StageRun
+from rlhf_kit.interfaces import StageRun, Term
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.types import (
@@ -174,7 +173,7 @@ class PPOPtx:
         group = batch.samples.group if parts.whole_groups else None
         micro = by_length(batch.samples.token_mask.sum(1), o.micro_batch, group)
         chunks = [batch.select(rows) for rows in micro]
-        with accumulating(parts.optimizer, self._watched) as step:
+        with parts.engine.step(parts.optimizer, self._watched) as step:
             step.add(self.terms(), self.inputs, chunks, "ppo")
             if parts.ptx is not None:
                 texts = parts.ptx.texts.next(len(batch))

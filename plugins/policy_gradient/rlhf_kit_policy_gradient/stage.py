@@ -10,7 +10,7 @@ import torch
 from rlhf_kit import Part
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.ema import WeightAverage
-from rlhf_kit.engine.optim import ParameterGroup, constant
+from rlhf_kit.engine.optim import constant
 from rlhf_kit.engine.scoring import load_models, probe
 from rlhf_kit.engine.seeding import GeneratorState
 from rlhf_kit.errors import RecipeError
@@ -18,6 +18,7 @@ from rlhf_kit.interfaces import (
     Context,
     InvertibleNormalizer,
     Normalizer,
+    ParameterGroup,
     Policy,
     Reference,
     StageRun,
@@ -27,7 +28,6 @@ from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.batches import held_out_blocks, text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sampling_of
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
@@ -118,7 +118,7 @@ class PPOPtxStage:
         return summary
 
     def _parts(self, run: StageRun, policy: Policy, reference: Reference) -> PPOParts:
-        o, critic = self._options, self._critic
+        o, engine, critic = self._options, self._context.engine, self._critic
         parameters = list(policy.parameters())
         groups = [ParameterGroup(parameters, o.optimizer.learning_rate)]
         if critic is not None:
@@ -126,7 +126,7 @@ class PPOPtxStage:
             rate = o.critic.learning_rate
             groups.append(ParameterGroup(list(critic.model.parameters()), rate, constant()))
         steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
-        optimizer = build_optimizer(groups, o.optimizer, steps)
+        optimizer = engine.optimizer(groups, o.optimizer, steps)
         ema = None if o.ema is None else WeightAverage(parameters, optimizer, o.ema)
         normalizers = self._normalizers
         taken_back: dict[str, Any] = {
@@ -141,6 +141,7 @@ class PPOPtxStage:
             taken_back |= {"critic": critic.model, "value_normalizer": critic.normalizer}
         stateful = {name: part for name, part in taken_back.items() if isinstance(part, Stateful)}
         return PPOParts(
+            engine=engine,
             policy=policy,
             reference=reference,
             sampler=self._sampler,
