@@ -145,6 +145,7 @@ def test_ppo_without_a_critic_learns() -> None:
     ptx = FixedPtx(FixedPtxOptions())
     parts = PPOParts(
         policy=policy,
+        reference=policy.reference(),
         ptx=ptx,
         limit=KLLimit(None, "stop", 2.0, {}),
         advantage_normalizer=None,
