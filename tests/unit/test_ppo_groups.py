@@ -143,6 +143,7 @@ def test_ppo_without_a_critic_learns() -> None:
     parts = PPOParts(
         policy=policy,
         sampler=TabularSampler(),
+        reference=policy.reference(),
         ptx=ptx,
         limit=KLLimit(None, "stop", 2.0, {}),
         advantage_normalizer=None,
