@@ -70,7 +70,7 @@ def load_models(part: Any, memory: Memory) -> None:
         part.load(memory)
 
 
-def probe(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
+def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
     """Call a reward on two made-up answers to real rows, so that a broken one is found early.
 
     A reward that needs models is left for later.
@@ -80,13 +80,13 @@ def probe(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
     """
     parts = getattr(reward, "parts", None)
     for key, part in parts.items() if isinstance(parts, Mapping) else ():
-        probe(part, rows, f"{name}.{key}")
+        try_out(part, rows, f"{name}.{key}")
     if needs_models(reward):
         return
     score(reward, _made_up(rows), name)
 
 
-def probe_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
+def try_out_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
     """The same for a labeler: it must rank two made-up answers without an error."""
     if not needs_models(labeler):
         labeler(_made_up(rows))

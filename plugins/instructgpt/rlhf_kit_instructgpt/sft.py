@@ -10,7 +10,7 @@ import torch
 from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.optim import ParameterGroup
-from rlhf_kit.engine.scoring import load_models, probe, score
+from rlhf_kit.engine.scoring import load_models, score, try_out
 from rlhf_kit.interfaces import Context, Loss, Policy, RewardFn, StageRun, Stateful
 from rlhf_kit.stagekit.batches import answered, held_out_blocks, sampling_of, text_blocks
 from rlhf_kit.stagekit.best import Best
@@ -47,7 +47,7 @@ class SFT:
                 room=options.sampling.max_new_tokens,
             )
             self._reward = context.build(options.select_by)
-            probe(self._reward, self._prompts.rows, "select_by")
+            try_out(self._reward, self._prompts.rows, "select_by")
         self._blocks, self._held_out = self._texts()
         # A batch holds so many demonstrations; the rest of it is running text.
         self._size, self._mixed = options.batch_size, 0

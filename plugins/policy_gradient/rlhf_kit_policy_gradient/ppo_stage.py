@@ -12,7 +12,7 @@ from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.ema import WeightAverage
 from rlhf_kit.engine.optim import ParameterGroup, constant
-from rlhf_kit.engine.scoring import load_models, probe
+from rlhf_kit.engine.scoring import load_models, try_out
 from rlhf_kit.engine.seeding import GeneratorState
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import (
@@ -60,7 +60,7 @@ class PPOPtxStage:
             room=options.sampling.max_new_tokens,
         )
         self._reward = context.build(options.reward)
-        probe(self._reward, self._prompts.rows)
+        try_out(self._reward, self._prompts.rows)
         self._plain = {name: context.build(getattr(options, name)) for name in _PARTS}
         needs_values = "values" in options.advantage.component.needs
         self._value: ValueHead | None = context.build(options.value) if needs_values else None
