@@ -26,8 +26,7 @@ from rlhf_kit.interfaces import (
     Stage,
     Tokenizer,
 )
-from rlhf_kit.recipe import Recipe, plain
-from rlhf_kit.recipe import Stage as StageBlock
+from rlhf_kit.recipe import Recipe, StageBlock, plain
 from rlhf_kit.recipe.identity import execution, identity
 from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.run_folder import OBSERVERS, STAGES
@@ -39,7 +38,7 @@ _RUNNER = "rlhf_kit.engine.stage_run"
 
 
 @dataclass
-class Backbone:
+class ModelAndMemory:
     """A model source, and the block of the memory strategy over it."""
 
     model: Part
@@ -83,17 +82,17 @@ class RunContext:
         self.recipe, self.folder = recipe, folder
         self._data: dict[str, DataSource] = {}
         self._sources: dict[str, ModelSource] = {}
-        self._backbones: dict[str, Backbone] = {}
-        self.backbone(None)
+        self._pairs: dict[str, ModelAndMemory] = {}
+        self.model_and_memory(None)
 
-    def backbone(self, stage: str | None) -> Backbone:
+    def model_and_memory(self, stage: str | None) -> ModelAndMemory:
         """Of a stage, or of the recipe. The same blocks give the same object."""
-        model, memory = self.recipe.backbone(stage)
+        model, memory = self.recipe.model_and_memory(stage)
         key = _meaning(model)
         if key not in self._sources:
             self._sources[key] = construct(model, None)
-        found = Backbone(model, memory, self._sources[key])
-        return self._backbones.setdefault(found.key, found)
+        found = ModelAndMemory(model, memory, self._sources[key])
+        return self._pairs.setdefault(found.key, found)
 
     @cached_property
     def engine(self) -> Engine:
@@ -126,9 +125,10 @@ class RunContext:
         for id, stage in self.recipe.stages.items():
             context = StageContext(self, id)
             data = [p for p in parts_of(stage.part) if p.component.seam in NAMED]
-            backbones = [self.backbone(id)]
+            pairs = [self.model_and_memory(id)]
             if any(ref.folder for ref in refs_of(stage.part)):
-                backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
+                # What is in a folder may be loaded into the recipe's.
+                pairs.append(self.model_and_memory(None))
             content = {
                 "the seed": [id, self.recipe.seed],
                 "its options, or a file or plugin that it uses": identity(stage.part, now),
@@ -136,7 +136,7 @@ class RunContext:
                 "its data": [self.data(part, context).fingerprint() for part in data],
                 "a stage before it": [records[need].fingerprint for need in stage.needs],
                 "the engine": identity(self.recipe.engine, now),
-                "the model or memory": [backbone.identity(now) for backbone in backbones],
+                "the model or memory": [pair.identity(now) for pair in pairs],
             }
             records[id] = StageRecord.read(
                 id,
@@ -146,7 +146,7 @@ class RunContext:
                 {
                     **execution(stage.part),
                     **_execution(ENGINE, self.recipe.engine),
-                    **backbones[0].execution(),
+                    **pairs[0].execution(),
                 },
             )
         return records
@@ -168,15 +168,15 @@ def _meaning(part: Part) -> str:
 class StageContext:
     """Implements rlhf_kit.interfaces.Context for one stage."""
 
-    def __init__(self, run: RunContext, stage: str, backbone: Backbone | None = None) -> None:
+    def __init__(self, run: RunContext, stage: str, pair: ModelAndMemory | None = None) -> None:
         self._run, self.stage, self.seed = run, stage, run.recipe.seed
-        self._backbone = run.backbone(stage) if backbone is None else backbone
+        self._pair = run.model_and_memory(stage) if pair is None else pair
         # Weak, so that weights go when the stage that loaded them is done.
         self._memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._backbone.tokenizer
+        return self._pair.tokenizer
 
     @property
     def engine(self) -> Engine:
@@ -186,10 +186,10 @@ class StageContext:
         return self._of(of).tokenizer
 
     def same_model(self, of: StageRef | None) -> bool:
-        return self._of(of).model_key == self._backbone.model_key
+        return self._of(of).model_key == self._pair.model_key
 
-    def _of(self, ref: StageRef | None) -> Backbone:
-        return self._backbone if ref is None else self._run.backbone(ref.stage)
+    def _of(self, ref: StageRef | None) -> ModelAndMemory:
+        return self._pair if ref is None else self._run.model_and_memory(ref.stage)
 
     def build(self, part: Part) -> Any:
         if part.component.seam in NAMED:
@@ -203,12 +203,12 @@ class StageContext:
 
     def memory(self, of: StageRef | None = None) -> Memory:
         _ = self.engine  # there before any weights are
-        backbone = self._of(of)
-        found = self._memories.get(backbone.key)
+        pair = self._of(of)
+        found = self._memories.get(pair.key)
         if found is None:
-            context = StageContext(self._run, self.stage, backbone)
-            found = construct(backbone.memory, context, source=backbone.source)
-            self._memories[backbone.key] = found
+            context = StageContext(self._run, self.stage, pair)
+            found = construct(pair.memory, context, source=pair.source)
+            self._memories[pair.key] = found
         return found
 
 

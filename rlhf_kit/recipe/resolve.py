@@ -16,7 +16,7 @@ from rlhf_kit.recipe.agreement import refuse_disagreement
 from rlhf_kit.recipe.blocks import Blocks, Scope
 from rlhf_kit.recipe.document import Document, Place, shown
 from rlhf_kit.recipe.problems import Problems
-from rlhf_kit.recipe.schema import Recipe, RecipeFile, Stage
+from rlhf_kit.recipe.schema import Recipe, RecipeFile, StageBlock
 from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.registry import Registry
 from rlhf_kit.seams import DATA, ENGINE, MEMORY, MODEL, STAGE
@@ -107,8 +107,8 @@ def _observers(blocks: Blocks) -> dict[str, Part]:
     return found
 
 
-def _stages(blocks: Blocks) -> dict[str, Stage]:
-    stages: dict[str, Stage] = {}
+def _stages(blocks: Blocks) -> dict[str, StageBlock]:
+    stages: dict[str, StageBlock] = {}
     scope: Scope = blocks.scope
     scope.earlier = []
     for name, block in _section(blocks, "stages").items():
@@ -117,7 +117,9 @@ def _stages(blocks: Blocks) -> dict[str, Stage]:
         if part is not None:
             named = {ref.stage for ref in refs_of(part) if ref.stage is not None}
             _check_data_order(blocks, named, place)
-            stages[name] = Stage(name, part, [other for other in scope.earlier if other in named])
+            stages[name] = StageBlock(
+                name, part, [other for other in scope.earlier if other in named]
+            )
         scope.earlier.append(name)
     return stages
 
@@ -130,7 +132,9 @@ def _check_data_order(blocks: Blocks, named: set[str], place: Place) -> None:
         )
 
 
-def _refuse_unused(blocks: Blocks, data: dict[str, Part | None], stages: dict[str, Stage]) -> None:
+def _refuse_unused(
+    blocks: Blocks, data: dict[str, Part | None], stages: dict[str, StageBlock]
+) -> None:
     """Named data must be in some stage's slot, or below a block that is."""
     if blocks.problems:
         return  # a block that is wrong may be the one that uses it

@@ -50,7 +50,7 @@ class RecipeFile(BaseModel):
     name: Identifier = Field("", description="name of the run; default: the file's name")
     seed: int = Field(0, ge=0, description="seed of everything random")
     plugins: list[str] = Field([], description="plugin files, relative to the recipe")
-    model: Block = Field(description="the backbone and its tokenizer")
+    model: Block = Field(description="the pretrained model and its tokenizer")
     engine: Block = Field(
         {"use": "single"}, description="who takes the optimizer steps, over which ranks"
     )
@@ -70,7 +70,7 @@ TOP_LEVEL = tuple(RecipeFile.model_fields)
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageBlock:
     """One stage of a recipe; ``needs`` are the earlier stages it reads artifacts of."""
 
     id: str
@@ -91,10 +91,10 @@ class Recipe:
     memory: Part
     data: dict[str, Part]
     observers: dict[str, Part]
-    stages: dict[str, Stage]
+    stages: dict[str, StageBlock]
     ambiguous: frozenset[tuple[str, str]] = frozenset()  # (seam, name) that need `package/name`
 
-    def backbone(self, stage: str | None) -> tuple[Part, Part]:
+    def model_and_memory(self, stage: str | None) -> tuple[Part, Part]:
         """The model and memory blocks of a stage: its own where it has them, else the recipe's.
 
         A stage has its own where its options have a slot ``model`` or ``memory`` of that seam.

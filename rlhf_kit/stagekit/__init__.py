@@ -7,11 +7,11 @@ and ``LeftOut``, which tells what of it is not used; endless streams of it are `
 a ``Term`` per loss, ``fit`` for whole passes over data, ``pair_inputs`` and ``labelled_inputs``;
 the optimizer and its steps are the engine's (``context.engine``). Around them: ``Best`` (best
 weights), ``Journal`` and ``in_chunks`` (work that grows a list), ``perplexity``, ``load_models``
-and ``probe`` (a reward, tried out early).
+and ``try_out`` (a reward, called early).
 """
 
 from rlhf_kit.engine.minibatch import Cycle, minibatches
-from rlhf_kit.engine.scoring import Scores, load_models, probe, score
+from rlhf_kit.engine.scoring import Scores, load_models, score, try_out
 from rlhf_kit.interfaces import ParameterGroup, Term
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stagekit.batches import answered, held_out_blocks, read_comparisons, text_blocks
@@ -60,7 +60,6 @@ __all__ = [
     "minibatches",
     "pair_inputs",
     "perplexity",
-    "probe",
     "read_comparisons",
     "read_labelled",
     "read_pairs",
@@ -68,4 +67,5 @@ __all__ = [
     "sample",
     "score",
     "text_blocks",
+    "try_out",
 ]

@@ -137,7 +137,7 @@ def _check_target(name: str, component: Component) -> None:
 @functools.cache
 def _needs_torch(module: str) -> str:
     """Import a module, in a process of its own; return what is wrong, or ""."""
-    code = _PROBE.format(module=module, path=_file_of(module))
+    code = _IMPORTING.format(module=module, path=_file_of(module))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
@@ -155,7 +155,7 @@ def _file_of(module: str) -> str:
     return str(Path(sys.modules[module].__file__ or "")) if module in sys.modules else ""
 
 
-_PROBE = """
+_IMPORTING = """
 import importlib, importlib.util, sys
 if {path!r}:
     spec = importlib.util.spec_from_file_location({module!r}, {path!r})

@@ -90,7 +90,7 @@ def test_token_ids_are_read_as_they_are(toy_model: Path, tmp_path: Path) -> None
 
     changes = [f"model={{use: pretrained, name: {toy_model}}}"]
     recipe, _, _ = open_recipe(ROOT / "recipes/bench.yaml", changes)
-    tokenizer = RunContext(recipe, tmp_path).backbone(None).tokenizer
+    tokenizer = RunContext(recipe, tmp_path).model_and_memory(None).tokenizer
     assert tokenizer.prompt({"token_ids": [5, 258, 0]}) == [5, 258, 0]
     with pytest.raises(DataError, match=r"prompt 'far': 259 is no token of this .* 0 to 258"):
         tokenizer.prompt({"id": "far", "token_ids": [5, 259]})

@@ -189,8 +189,8 @@ def test_dropout(
             layer.mlp.register_forward_hook(Dropout(always=always))
 
     monkeypatch.setattr(HydraRole, "__init__", init)
-    # The probe of hydra itself would find dropout that is always on.
-    monkeypatch.setattr("rlhf_kit_hf.hydra.HydraMemory._probe", lambda self: None)
+    # The check of hydra itself would find dropout that is always on.
+    monkeypatch.setattr("rlhf_kit_hf.hydra.HydraMemory._check_split", lambda self: None)
     said = refused(quick(tmp_path / "project", toy_model), tmp_path / "run", *checks)
     assert "the probability ratio of PPO is not 1 although nothing was trained" in said
 

@@ -143,7 +143,10 @@ def test_needs_follow_slots_and_named_data(toys: LoadedPlugins) -> None:
             "r.yaml:7: data.demos.path: missing; a .jsonl file",
         ),
         (("    data: demos\n", ""), "r.yaml:14: stages.sft.data: missing; demonstrations (known: "),
-        (("model: toy-model\n", ""), "r.yaml:1: model: missing; the backbone and its tokenizer"),
+        (
+            ("model: toy-model\n", ""),
+            "r.yaml:1: model: missing; the pretrained model and its tokenizer",
+        ),
         (("model: toy-model", "model: 7"), "r.yaml:2: model: is 7; should be a component's name"),
         (("model: toy-model", "model: {width: 2}"), "r.yaml:2: model: names no component; add `u"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_kit.engine.minibatch import Cycle
-from rlhf_kit.engine.scoring import load_models, probe, score
+from rlhf_kit.engine.scoring import load_models, score, try_out
 from rlhf_kit.interfaces import (
     Context,
     Loss,
@@ -55,7 +55,7 @@ class SFT:
                 room=options.sampling.max_new_tokens,
             )
             self._reward = context.build(options.select_by)
-            probe(self._reward, self._prompts.rows, "select_by")
+            try_out(self._reward, self._prompts.rows, "select_by")
         self._blocks, self._held_out = self._texts()
         # A batch holds so many demonstrations; the rest of it is running text.
         self._size, self._mixed = options.batch_size, 0

@@ -11,7 +11,7 @@ from rlhf_kit import Part
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.ema import WeightAverage
 from rlhf_kit.engine.optim import constant
-from rlhf_kit.engine.scoring import load_models, probe
+from rlhf_kit.engine.scoring import load_models, try_out
 from rlhf_kit.engine.seeding import GeneratorState
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import (
@@ -57,7 +57,7 @@ class PPOPtxStage:
         )
         self._sampler = context.build(options.sampling.sampler)
         self._reward = context.build(options.reward)
-        probe(self._reward, self._prompts.rows)
+        try_out(self._reward, self._prompts.rows)
         self._advantage = context.build(options.advantage)
         self._policy_loss = context.build(options.policy_loss)
         self._kl_controller = context.build(options.kl.controller)
