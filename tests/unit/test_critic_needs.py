@@ -23,19 +23,19 @@ WITHOUT = ("ppo.advantage=rloo", "ppo.samples_per_prompt=2")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("value_coef", "0.5"),
-        ("value_learning_rate", "1e-3"),
-        ("value_normalizer", "running"),
+        ("coef", "0.5"),
+        ("learning_rate", "1e-3"),
+        ("normalizer", "running"),
         ("value", "linear"),
         ("value", "{use: separate, from: reward_model}"),
-        ("value_loss", "{clip_range: 0.1}"),
+        ("loss", "{clip_range: 0.1}"),
     ],
 )
 def test_refused_where_nothing_reads_it(
     toy_recipe: Callable[..., Path], key: str, value: str
 ) -> None:
     path = toy_recipe("full")
-    drop(path, "value_learning_rate")
+    drop(path, "critic")
     with pytest.raises(RecipeError) as caught:
         open_recipe(path, [*WITHOUT, f"ppo.{key}={value}"])
     assert str(caught.value) == (
@@ -47,7 +47,7 @@ def test_refused_where_nothing_reads_it(
 
 def test_what_the_recipe_does_not_write_is_left_out(toy_recipe: Callable[..., Path]) -> None:
     path = toy_recipe("full")
-    drop(path, "value_learning_rate")
+    drop(path, "critic")
     recipe, _, _ = open_recipe(path, [*WITHOUT, "ppo.value_normalizer=null"])
     written = filled(recipe)["stages"]["ppo"]
     critic = {"value", "value_loss", "value_coef", "value_learning_rate"}
@@ -70,8 +70,8 @@ def test_no_critic_is_built_or_saved(
         init(self, options)
 
     monkeypatch.setattr(LinearValue, "__init__", counted)
-    recipe = one_stage(tmp_path / "project", toy_model, steps=2, pretraining=None)
-    drop(recipe, "value_learning_rate")
+    recipe = one_stage(tmp_path / "project", toy_model, steps=2, ptx=None)
+    drop(recipe, "critic")
     for key, overrides, count in (("without", WITHOUT, 0), ("with", (), 1)):
         folder = run(recipe, tmp_path / key, *overrides)
         assert len(built) == count
@@ -93,7 +93,7 @@ def test_an_estimator_that_compares_needs_something_to_compare(
     toy_recipe: Callable[..., Path],
 ) -> None:
     path = toy_recipe("full")
-    drop(path, "value_learning_rate")
+    drop(path, "critic")
     with pytest.raises(RecipeError) as caught:
         open_recipe(path, ["ppo.advantage=rloo", "ppo.samples_per_prompt=1"])
     assert str(caught.value) == (
@@ -107,17 +107,17 @@ def test_an_estimator_that_compares_needs_something_to_compare(
 
 def test_a_normaliser_beside_the_estimators_own(toy_recipe: Callable[..., Path]) -> None:
     path = toy_recipe("full")
-    drop(path, "value_learning_rate")
+    drop(path, "critic")
     with pytest.raises(RecipeError) as caught:
-        open_recipe(path, [*WITHOUT, "ppo.advantage_normalizer=whiten"])
+        open_recipe(path, [*WITHOUT, "ppo.normalize.advantages=whiten"])
     assert str(caught.value) == (
-        "command line: stages.ppo.advantage_normalizer: nothing reads it: advantage 'rloo' "
+        "command line: stages.ppo.normalize.advantages: nothing reads it: advantage 'rloo' "
         "normalises its advantages itself; remove it"
     )
     recipe, _, _ = open_recipe(path, WITHOUT)
-    assert "advantage_normalizer" not in filled(recipe)["stages"]["ppo"]
+    assert "advantages" not in filled(recipe)["stages"]["ppo"]["normalize"]
     recipe, _, _ = open_recipe(path)
-    assert filled(recipe)["stages"]["ppo"]["advantage_normalizer"]["use"] == "whiten"
+    assert filled(recipe)["stages"]["ppo"]["normalize"]["advantages"]["use"] == "whiten"
 
 
 def test_it_is_not_built(toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,8 @@ def test_it_is_not_built(toy_model: Path, tmp_path: Path, monkeypatch: pytest.Mo
     built: list[Any] = []
     init = Whiten.__init__
     monkeypatch.setattr(Whiten, "__init__", lambda self, o: built.append(self) or init(self, o))
-    recipe = one_stage(tmp_path / "project", toy_model, steps=1, pretraining=None)
-    drop(recipe, "value_learning_rate")
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, ptx=None)
+    drop(recipe, "critic")
     for key, overrides, count in (("without", WITHOUT, 0), ("with", (), 1)):
         run(recipe, tmp_path / key, *overrides)
         assert len(built) == count

@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toys import PROMPTS, VOCABULARY, hand_logprobs, plain_model, prompts
+from toys import PROMPTS, VOCABULARY, hand_logprobs, plain_model, prompts, respond
 
-from rlhf_kit.types import Prompts, Samples, Sampling
+from rlhf_kit.types import Prompts, Samples
 
 MEMORIES = ("full", "lora", "hydra")
 
 
 def sample(policy: Any, asked: Prompts, length: int, temperature: float, seed: int) -> Samples:
-    return policy.generate(
-        asked, Sampling(length, temperature, torch.Generator().manual_seed(seed))
-    )
+    return respond(policy, asked, length, temperature, key=seed)
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> tuple[float, int]:
@@ -40,7 +38,7 @@ def test_frequencies_are_the_softmax(
     asked = prompts(context.tokenizer, ("Hi",))
     with torch.no_grad():
         logits = plain_model(toy_model)(asked.tokens).logits[0, -1].double()
-    draws = 8_000
+    draws = 12_000
     samples = sample(context.memory().policy(None), asked.repeat(draws), 1, temperature, seed=1)
     counts = torch.bincount(samples.response_tokens[:, 0], minlength=VOCABULARY).double()
     found, cells = chi_square(counts, draws * torch.softmax(logits / temperature, -1))
@@ -147,4 +145,4 @@ def test_a_prompt_that_leaves_no_room_is_refused(context_of: Callable[..., Any])
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer, PROMPTS)
     with pytest.raises(ValueError, match="250 new ones exceed the context of 256"):
-        policy.generate(asked, Sampling(250))
+        respond(policy, asked, 250)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from toys import plain_model, prompts, texts
+from toys import plain_model, prompts, respond, texts
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.types import Samples, Sampling
+from rlhf_kit.types import Samples
 
 FAMILIES = ("llama", "qwen3", "neox")
 
@@ -20,8 +20,7 @@ FAMILIES = ("llama", "qwen3", "neox")
 def built(context: Any) -> tuple[Any, Any, Samples]:
     memory = context.memory()
     policy = memory.policy(None)
-    generator = torch.Generator().manual_seed(5)
-    return memory, policy, policy.generate(prompts(context.tokenizer), Sampling(10, 1.0, generator))
+    return memory, policy, respond(policy, prompts(context.tokenizer), 10, key=5)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

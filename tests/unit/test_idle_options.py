@@ -37,15 +37,17 @@ MEMBER = "{use: python, path: reward.py}"
             "combine: mean_minus_std",
         ),
         (
-            ["ppo.missing_eos_value=2"],
-            'stages.ppo.missing_eos_value: nothing reads it: missing_eos is "keep"',
+            ["ppo.end.value=2"],
+            'stages.ppo.end.value: nothing reads it: missing is "keep"',
         ),
-        (["ppo.on_kl_limit=stop"], "stages.ppo.on_kl_limit: nothing reads it: kl_limit is null"),
+        (["ppo.kl.on_limit=stop"], "stages.ppo.kl.on_limit: nothing reads it: limit is null"),
         (
-            ["ppo.kl_limit=3", "ppo.rollback_factor=3"],
-            'stages.ppo.rollback_factor: nothing reads it: on_kl_limit is "stop"',
+            ["ppo.kl.limit=3", "ppo.kl.rollback_factor=3"],
+            'stages.ppo.kl.rollback_factor: nothing reads it: on_limit is "stop"',
         ),
-        (["ppo.gate=false", "ppo.gate_skip=[end]"], "stages.ppo.gate_skip: nothing reads it: gate"),
+        (["ppo.gate.check=false", "ppo.gate.skip=[end]"],
+            "stages.ppo.gate.skip: nothing reads it: check is false",
+        ),
         (["model.revision=main"], "model.revision: nothing reads it: the model is a local folder"),
     ],
 )
@@ -66,8 +68,8 @@ def test_refused(toy_recipe: Callable[..., Path], overrides: list[str], line: st
             "ppo.reward={use: ensemble, combine: mean_minus_std, std_coef: 2, rewards: "
             f"{{a: {MEMBER}}}}}"
         ],
-        ["ppo.missing_eos=subtract", "ppo.missing_eos_value=2"],
-        ["ppo.kl_limit=3", "ppo.on_kl_limit=rollback", "ppo.rollback_factor=3"],
+        ["ppo.end.missing=subtract", "ppo.end.value=2"],
+        ["ppo.kl.limit=3", "ppo.kl.on_limit=rollback", "ppo.kl.rollback_factor=3"],
     ],
 )
 def test_accepted(toy_recipe: Callable[..., Path], overrides: list[str]) -> None:

@@ -157,10 +157,10 @@ def test_a_slot_keeps_its_component_and_a_replaced_one_keeps_nothing(
     found = stage(
         path,
         "ppo",
-        "ppo.advantage_normalizer={use: whiten, shift_mean: false}",
-        "ppo.advantage_normalizer.use=running",
+        "ppo.normalize.advantages={use: whiten, shift_mean: false}",
+        "ppo.normalize.advantages.use=running",
     )
-    assert found["advantage_normalizer"] == {"use": "running", "shift_mean": True, "clip": None}
+    assert found["normalize"]["advantages"] == {"use": "running", "shift_mean": True, "clip": None}
 
 
 def test_what_nothing_reads_is_refused_only_where_it_is_written(
