@@ -97,7 +97,11 @@ def test_without_weights_the_stage_that_loads_them_says_so(
         ),
         ({"ppo": {"steps": "many"}}, "ppo.steps", "is 'many'; should be a valid integer"),
         ({"ppo": {"kl": {"coef": [1, 2]}}}, "ppo.kl.coef", "should be a valid number"),
-        ({"ppo": {"kl": {"coef": -1}}}, "ppo.kl.coef", "is -1; should be greater than or equal to 0"),
+        (
+            {"ppo": {"kl": {"coef": -1}}},
+            "ppo.kl.coef",
+            "is -1; should be greater than or equal to 0",
+        ),
         ({"collect": {"completions": 1}}, "collect.completions", "is 1; should be greater"),
         (
             {"ppo": {"critic": {"value": {"use": "linera"}}}},

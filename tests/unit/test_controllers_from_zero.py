@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from rlhf_kit_policy_gradient.control import AdaptiveKL, AdaptivePtx, FixedKL, KLLimit
 from rlhf_kit_policy_gradient.options import AdaptiveKLOptions, AdaptivePtxOptions, FixedKLOptions
@@ -15,7 +16,8 @@ from toy_runs import ppo_options
 
 from rlhf_kit.errors import NumericsError, RecipeError
 from rlhf_kit.recipe import open_recipe
-from rlhf_kit.testing import check_kl_controller, made_up_rollout
+from rlhf_kit.testing import TabularPolicy, check_kl_controller
+from rlhf_kit.types import Rollout
 
 ZERO = "stages.ppo.kl.coef: is 0"
 
@@ -90,12 +92,22 @@ def test_bounds_of_gamma_in_the_wrong_order() -> None:
 
 def test_a_rollback_that_cannot_raise_beta_stops() -> None:
     """A controller of a stranger's may have come to 0 by itself."""
-    kl = FixedKL(FixedKLOptions())
-    limit = KLLimit(1.0, "rollback", 2.0, {"kl": kl})
-    assert limit.check(0.5) == "go on"
-    assert limit.check(1.5) == "rollback"
-    with pytest.raises(NumericsError, match="kl_coef is 0"):
-        limit.take_back(kl)
+    policy = TabularPolicy()
+    limit = KLLimit(ppo_options(kl={"limit": 1.0, "on_limit": "rollback"}).kl, {"policy": policy})
+    beta = Beta(0.0, FixedKL(FixedKLOptions()), limit)
+    assert beta.judge(rollout(policy, 0.5)) == "go on"
+    over = rollout(policy, 1.5)
+    assert beta.judge(over) == "rollback"
+    with pytest.raises(NumericsError, match=r"kl\.limit: .* the coefficient is 0"):
+        beta.settle("rollback", over)
+
+
+def rollout(policy: TabularPolicy, kl: float) -> Rollout:
+    """Every response once, each ``kl`` nats away from the reference."""
+    samples = policy.all_samples()
+    logprobs, mask = policy.evaluate(samples).logprobs.detach(), samples.mask
+    reference = logprobs - kl / mask.sum(1, keepdim=True)
+    return Rollout(samples, logprobs, reference, None, torch.zeros(len(samples)))
 
 
 class FromZero(AdaptiveKL):

@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from toy_runs import interrupted, metrics, mix, one_stage, ppo_of, ppo_options, run
 from toys import ANSWERS, prompts, texts
 
-from rlhf_kit import SamplingOptions
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
@@ -414,7 +413,7 @@ def test_the_gradient_is_ppo_plus_gamma_ptx(context_of: Any, micro_batch: int) -
     options = ppo_options(
         micro_batch=micro_batch,
         critic={"coef": 0.3},
-        sampling=SamplingOptions(max_new_tokens=6),
+        sampling={"max_new_tokens": 6},
     )
     batch = texts(tokenizer, *ANSWERS[:2])
     ppo = ppo_of(policy, options, ptx=mix(Texts(batch), gamma))

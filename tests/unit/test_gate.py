@@ -117,7 +117,9 @@ def refused(recipe: Path, out: Path, *checks: str) -> str:
     assert CliRunner().invoke(main, ["run", str(recipe), skipped, "--out", str(out)]).exit_code == 0
     assert gate(out).keys() == set(CHECKS) - set(checks)
     off = out.with_name("off")
-    result = CliRunner().invoke(main, ["run", str(recipe), "ppo.gate.check=false", "--out", str(off)])
+    result = CliRunner().invoke(
+        main, ["run", str(recipe), "ppo.gate.check=false", "--out", str(off)]
+    )
     assert result.exit_code == 0, result.stderr
     assert "gate" not in result.stderr
     return said

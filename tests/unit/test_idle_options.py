@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,8 @@ MEMBER = "{use: python, path: reward.py}"
             ["ppo.kl.limit=3", "ppo.kl.rollback_factor=3"],
             'stages.ppo.kl.rollback_factor: nothing reads it: on_limit is "stop"',
         ),
-        (["ppo.gate.check=false", "ppo.gate.skip=[end]"],
+        (
+            ["ppo.gate.check=false", "ppo.gate.skip=[end]"],
             "stages.ppo.gate.skip: nothing reads it: check is false",
         ),
         (["model.revision=main"], "model.revision: nothing reads it: the model is a local folder"),
@@ -77,20 +79,15 @@ def test_accepted(toy_recipe: Callable[..., Path], overrides: list[str]) -> None
 
 
 def test_the_pretraining_mix_of_plain_ppo(toy_recipe: Callable[..., Path]) -> None:
-    """All that says how to mix is idle; a coefficient of 0 says the same again."""
+    """One key says it, and takes along all that says how to mix; a coefficient of 0 does not."""
     path = toy_recipe("full")
-    with pytest.raises(RecipeError) as caught:
-        open_recipe(path, ["ppo.pretraining=null"])
-    keys = ["ptx_coef", "ptx_per_episode", "ptx_length"]  # what the toy recipe writes
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
-        f"stages.ppo.{key}" for key in keys
-    ]
-    text = path.read_text()
-    for key in ("ptx_per_episode: 0.25", "ptx_length: 32"):
-        assert text.count(f"    {key}\n") == 1
-        text = text.replace(f"    {key}\n", "")
-    path.write_text(text)
-    open_recipe(path, ["ppo.pretraining=null", "ppo.ptx_coef=0"])
+    recipe, _, _ = open_recipe(path, ["ppo.ptx=null"])
+    options: Any = recipe.stages["ppo"].part.options
+    assert options.ptx is None
+    with pytest.raises(
+        RecipeError, match=r"stages\.ppo\.ptx\.coef: is 0; should be greater than 0"
+    ):
+        open_recipe(path, ["ppo.ptx.coef=0"])
 
 
 def test_idle_keys_are_keys(toy_recipe: Callable[..., Path]) -> None:
