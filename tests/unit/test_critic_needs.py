@@ -11,9 +11,11 @@ import yaml
 from toy_runs import metrics, one_stage, run
 
 from rlhf_kit.components import NEEDS, Component
+from rlhf_kit.content import Contents
 from rlhf_kit.errors import PluginError, RecipeError
 from rlhf_kit.plugins import load_plugins
 from rlhf_kit.recipe import filled, open_recipe
+from rlhf_kit.recipe.identity import identity
 from rlhf_kit.registry import Registry
 
 pytest.importorskip("rlhf_kit_example", reason="pip install -e plugins/example")
@@ -85,7 +87,9 @@ def test_a_need_that_there_is_not() -> None:
 
 def test_every_need_is_somebodys() -> None:
     everything = Registry(load_plugins({})).all()
-    assert {need for *_, c in everything for need in c.needs} == set(NEEDS)
+    # The rest are of losses that guests bring: see tests/guest_losses.py.
+    guests = {"mismatched", "whole_groups"}
+    assert {need for *_, c in everything for need in c.needs} == set(NEEDS) - guests
 
 
 def test_an_estimator_that_compares_needs_something_to_compare(
@@ -114,7 +118,12 @@ def test_a_normaliser_beside_the_estimators_own(toy_recipe: Callable[..., Path])
         "normalises its advantages itself; remove it"
     )
     recipe, _, _ = open_recipe(path, WITHOUT)
-    assert "advantages" not in filled(recipe)["stages"]["ppo"]["normalize"]
+    written = filled(recipe)
+    assert "advantages" not in written["stages"]["ppo"]["normalize"]
+    assert "advantages" not in identity(recipe.stages["ppo"].part, Contents())["normalize"]
+    again = path.with_name("again.yaml")
+    again.write_text(yaml.safe_dump(written, sort_keys=False))
+    assert filled(open_recipe(again)[0]) == written
     recipe, _, _ = open_recipe(path)
     assert filled(recipe)["stages"]["ppo"]["normalize"]["advantages"]["use"] == "whiten"
 
@@ -151,9 +160,7 @@ def test_a_mix_of_nothing(toy_recipe: Callable[..., Path], key: str, value: str)
     (line,) = str(caught.value).splitlines()
     assert line.startswith("command line: stages.ppo.ptx.text: missing; running text")
     open_recipe(path, [f"ppo.ptx.{key}={value}", "ppo.ptx.text=pretraining"])
-    with pytest.raises(
-        RecipeError, match=r"stages\.ppo\.ptx\.coef: is 0; should be greater than 0"
-    ):
+    with pytest.raises(RecipeError, match=r"ppo\.ptx\.coef: is 0; should be greater than 0"):
         open_recipe(path, ["ppo.ptx={text: pretraining, coef: 0}"])
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from rlhf_kit.components import Options
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.recipe.problems import known_keys
-from rlhf_kit.recipe.walk import parts_of
+from rlhf_kit.recipe.walk import blocks_of, parts_of
 
 MEMBER = "{use: python, path: reward.py}"
 
@@ -84,9 +85,7 @@ def test_the_pretraining_mix_of_plain_ppo(toy_recipe: Callable[..., Path]) -> No
     recipe, _, _ = open_recipe(path, ["ppo.ptx=null"])
     options: Any = recipe.stages["ppo"].part.options
     assert options.ptx is None
-    with pytest.raises(
-        RecipeError, match=r"stages\.ppo\.ptx\.coef: is 0; should be greater than 0"
-    ):
+    with pytest.raises(RecipeError, match=r"ppo\.ptx\.coef: is 0; should be greater than 0"):
         open_recipe(path, ["ppo.ptx.coef=0"])
 
 
@@ -94,7 +93,8 @@ def test_idle_keys_are_keys(toy_recipe: Callable[..., Path]) -> None:
     """A misspelt one would refuse nothing."""
     recipe, _, _ = open_recipe(toy_recipe("full"))
     parts = [p for stage in recipe.stages.values() for p in parts_of(stage.part)]
-    found = {type(p.options): p.options.idle().keys() for p in (recipe.model, *parts)}
+    blocks = [block for p in (recipe.model, *parts) for _, block in blocks_of(p.options)]
+    found = {type(block): block.idle().keys() for block in blocks if isinstance(block, Options)}
     for model, keys in found.items():
         assert keys <= set(known_keys(model)), model
     assert sum(map(len, found.values())) > 4
