@@ -172,7 +172,7 @@ def _ask_plugins(recipe: Recipe, document: Document, registry: Registry) -> None
 
 
 def _add_text(problems: Problems, document: Document, text: str) -> None:
-    """Give a plugin's "stages.ppo.kl_coef: too high; ..." the line of that key."""
+    """Give a plugin's "stages.ppo.kl.coef: too high; ..." the line of that key."""
     key, colon, what = text.partition(": ")
     place = tuple(key.split("."))
     known = colon and place[0] in RecipeFile.model_fields and " " not in key

@@ -69,7 +69,7 @@ def test_ppo_honours_the_batch_size_of_its_sampling(
         return draw(self, policy, given, sampling)
 
     monkeypatch.setattr(DecodeSampler, "__call__", counted)
-    changes = {"steps": 1, "gate": False, "samples_per_prompt": 2, "rollout_batch": 8}
+    changes = {"steps": 1, "gate": {"check": False}, "samples_per_prompt": 2, "rollout_batch": 8}
     recipe = one_stage(tmp_path / "project", toy_model, **changes)
     run(recipe, tmp_path / "run", "ppo.sampling.batch_size=5")
     assert sizes == [4, 4]
@@ -79,7 +79,7 @@ def test_ppo_honours_the_batch_size_of_its_sampling(
 def test_long_prompts_are_left_out_where_the_recipe_says_so(
     toy_model: Path, tmp_path: Path
 ) -> None:
-    recipe = one_stage(tmp_path / "project", toy_model, steps=1, gate=False)
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, gate={"check": False})
     run(recipe, tmp_path / "run", "ppo.max_prompt_tokens=60")
     resolved, *_ = open_recipe(recipe, ["ppo.max_prompt_tokens=3"])
     with pytest.raises(DataError, match="none of 8 prompts has at most 3 tokens"):

@@ -33,7 +33,7 @@ CHECKS = ("reference", "sampled", "ratio", "reward", "padding", "end", "tokenize
 
 def quick(folder: Path, model: Path, memory: str = "hydra", **options: Any) -> Path:
     """One step of PPO after the gate."""
-    chosen = {"steps": 1, "pretraining": None} | options
+    chosen = {"steps": 1, "ptx": None} | options
     return one_stage(folder, model, memory=memory, **chosen)
 
 
@@ -74,7 +74,7 @@ def test_it_passes(
 def test_it_changes_nothing_that_follows(toy_model: Path, tmp_path: Path, memory: str) -> None:
     recipe = quick(tmp_path / "project", toy_model, memory, steps=3)
     on = run(recipe, tmp_path / "on")
-    off = run(recipe, tmp_path / "off", "ppo.gate=false")
+    off = run(recipe, tmp_path / "off", "ppo.gate.check=false")
     assert metrics(tmp_path / "on") == metrics(tmp_path / "off")
     name = "adapter_model.safetensors" if memory == "lora" else "branch.safetensors"
     one, other = load_file(on / name), load_file(off / name)
@@ -110,14 +110,16 @@ def refused(recipe: Path, out: Path, *checks: str) -> str:
         named = f" {name}: " in said
         assert named == (name in checks), said
     listed = [name for name in CHECKS if name in checks]
-    assert said.endswith(f"write gate_skip: [{', '.join(listed)}]")
+    assert said.endswith(f"write gate.skip: [{', '.join(listed)}]")
     assert not list(out.rglob("*.safetensors"))
     assert not list(out.rglob("metrics.jsonl"))
-    skipped = f"ppo.gate_skip=[{', '.join(listed)}]"
+    skipped = f"ppo.gate.skip=[{', '.join(listed)}]"
     assert CliRunner().invoke(main, ["run", str(recipe), skipped, "--out", str(out)]).exit_code == 0
     assert gate(out).keys() == set(CHECKS) - set(checks)
     off = out.with_name("off")
-    result = CliRunner().invoke(main, ["run", str(recipe), "ppo.gate=false", "--out", str(off)])
+    result = CliRunner().invoke(
+        main, ["run", str(recipe), "ppo.gate.check=false", "--out", str(off)]
+    )
     assert result.exit_code == 0, result.stderr
     assert "gate" not in result.stderr
     return said
@@ -400,7 +402,7 @@ def test_values_are_looked_at(context_of: Any) -> None:
     setup = setup_of(context_of("full"), value=Wide())
     with pytest.raises(NumericsError, match=r"padding: [\d.]+, should be") as caught:
         check_setup(setup, [])
-    assert "gate_skip: [padding]" in str(caught.value)
+    assert "gate.skip: [padding]" in str(caught.value)
 
 
 class Learned:
@@ -488,6 +490,6 @@ def test_every_check_can_be_skipped() -> None:
     from rlhf_kit_policy_gradient import gate as module
 
     assert set(CHECKS) <= set(module._CHECKS)
-    ppo_options(gate_skip=list(CHECKS))
-    with pytest.raises(ValueError, match="gate_skip"):
-        ppo_options(gate_skip=["padings"])
+    ppo_options(gate={"skip": list(CHECKS)})
+    with pytest.raises(ValueError, match="skip"):
+        ppo_options(gate={"skip": ["padings"]})

@@ -53,7 +53,7 @@ PPO = {
     "use": "ppo_ptx",
     "from": "sft",
     "reward": WITNESS,
-    "gate": False,
+    "gate": {"check": False},
     "rollout_batch": ROWS,
     "minibatch": ROWS // 2,
     "micro_batch": 2,

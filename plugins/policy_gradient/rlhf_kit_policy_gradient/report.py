@@ -69,7 +69,7 @@ def step_line(step: int, total: int, metrics: Mapping[str, float], verdict: str 
     if "ptx/loss" in metrics:
         line += f"  ptx {metrics['ptx/loss']:.3f}"
     if verdict == "stop":
-        line += "  over kl_limit: the training ends here"
+        line += "  over kl.limit: the training ends here"
     if verdict == "rollback":
-        line += f"  over kl_limit: taken back, kl_coef is now {metrics['kl_coef']:.3g}"
+        line += f"  over kl.limit: taken back, kl_coef is now {metrics['kl_coef']:.3g}"
     return f"{line}  {seconds:.1f} s"
