@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import yaml
+from rlhf_kit_hf.options import DecodeOptions
+from rlhf_kit_hf.sampler import DecodeSampler
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -23,7 +25,7 @@ from transformers import (
 )
 
 from rlhf_kit.ops.sequence import pad
-from rlhf_kit.types import Prompts, TextBatch
+from rlhf_kit.types import Prompts, Samples, Sampling, TextBatch
 
 SPECIALS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 256 + len(SPECIALS)
@@ -118,7 +120,16 @@ def prompts(tokenizer: Any, texts: tuple[str, ...] = PROMPTS) -> Prompts:
     """Left-padded prompts of different lengths."""
     rows: list[dict[str, Any]] = [{"prompt": text} for text in texts]
     tokens, mask = pad([tokenizer.prompt(row) for row in rows], tokenizer.pad_id, left=True)
-    return Prompts(tokens, mask, rows, torch.arange(len(rows)))
+    order = torch.arange(len(rows))
+    return Prompts(tokens, mask, rows, order, order)
+
+
+def respond(
+    policy: Any, asked: Prompts, length: int, temperature: float = 1.0, key: int = 0
+) -> Samples:
+    """What the default sampler draws."""
+    sampling = Sampling(length, temperature, key)
+    return DecodeSampler(DecodeOptions())(policy, asked, sampling)
 
 
 def texts(tokenizer: Any, *answers: str) -> TextBatch:

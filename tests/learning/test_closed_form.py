@@ -19,12 +19,13 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from toys import respond
 
 from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.ops.sequence import pad
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
-from rlhf_kit.types import Prompts, Sampling
+from rlhf_kit.types import Prompts
 
 BETA = 0.1
 # Half for ending, half for the share of vowels: the best policy must weigh one against the other.
@@ -132,8 +133,8 @@ class Responses:
 def check_enumeration(policy: Any, tokenizer: Any, prompt: list[int], every: Responses) -> None:
     """What PPO samples, ends, decodes and scores is what is enumerated."""
     tokens, mask = pad([prompt] * 64, tokenizer.pad_id, left=True)
-    asked = Prompts(tokens, mask, [{}] * 64, torch.arange(64))
-    samples = policy.generate(asked, Sampling(every.length, 1.0, torch.Generator().manual_seed(0)))
+    asked = Prompts(tokens, mask, [{}] * 64, torch.arange(64), torch.arange(64))
+    samples = respond(policy, asked, every.length)
     rows = zip(samples.response_tokens, samples.mask, strict=True)
     places = [every.index(tokens[mask].tolist()) for tokens, mask in rows]
     assert [every.texts[i] for i in places] == samples.responses

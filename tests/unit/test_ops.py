@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rlhf_kit.ops.draws import uniforms
 from rlhf_kit.ops.kl import kl_penalised_rewards
 from rlhf_kit.ops.logprobs import sample_tokens, selected_logprobs, token_logprobs
 from rlhf_kit.ops.masking import masked_mean, masked_sum, masked_var, whiten
@@ -106,8 +107,8 @@ def test_selected_logprobs_gradient_ignores_padding() -> None:
 def test_sampling_has_the_right_frequencies(temperature: float) -> None:
     logits = torch.tensor([1.0, 2.0, 5.0, 0.0]).log()  # the last one is impossible
     count = 100_000
-    generator = torch.Generator().manual_seed(0)
-    tokens, logprobs = sample_tokens(logits.expand(count, 4), temperature, generator)
+    draws = uniforms(0, torch.arange(count), 1)[:, 0]
+    tokens, logprobs = sample_tokens(logits.expand(count, 4), temperature, draws)
     wanted = token_logprobs(logits.expand(count, 4), tokens, temperature)
     torch.testing.assert_close(logprobs, wanted)
     found = torch.bincount(tokens, minlength=4) / count
@@ -117,10 +118,17 @@ def test_sampling_has_the_right_frequencies(temperature: float) -> None:
     assert found[3] == 0
 
 
-def test_sampling_repeats_with_its_generator() -> None:
-    logits = torch.randn((64, 100), generator=torch.Generator().manual_seed(1))
-    once, again = (sample_tokens(logits, 1.0, torch.Generator().manual_seed(2)) for _ in range(2))
-    assert torch.equal(once[0], again[0])
+def test_sampling_at_given_draws() -> None:
+    """The first token whose cumulative probability is above the draw; none that is impossible."""
+    logits = torch.tensor([0.0, 1.0, 2.0, 5.0, 0.0]).log()
+    draws = torch.tensor([0.0, 0.124, 0.126, 0.374, 0.376, 1 - 2**-24])
+    tokens, _ = sample_tokens(logits.expand(len(draws), 5), 1.0, draws)
+    assert tokens.tolist() == [1, 1, 2, 2, 3, 3]
+    # The sum of these is above 1, and the largest draw times it rounds up to it.
+    many = torch.cat([torch.zeros(1000), torch.full((1,), -torch.inf)])
+    tokens, logprobs = sample_tokens(many[None], 1.0, draws[-1:])
+    assert tokens.tolist() == [999]
+    assert torch.isfinite(logprobs).all()
 
 
 def test_gae_leaves_its_inputs_alone_and_checks_shapes() -> None:

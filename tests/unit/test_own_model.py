@@ -19,7 +19,7 @@ from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.sources import PretrainedSource
 from rlhf_kit_hf.trained_reward import TrainedReward
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from toys import ANSWERS, SPECIALS, TEMPLATE, prompts, write_toy_model, write_toy_recipe
+from toys import ANSWERS, SPECIALS, TEMPLATE, prompts, respond, write_toy_model, write_toy_recipe
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_kit.components import StageRef
@@ -27,7 +27,7 @@ from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import NumericsError, RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
-from rlhf_kit.types import Samples, Sampling, TextBatch
+from rlhf_kit.types import Samples, TextBatch
 
 RM = StageRef(stage="reward_model")
 
@@ -92,9 +92,8 @@ def trained(run: RunContext) -> Path:
 
 
 def sampled(memory: Any, tokenizer: Any, length: int = 8) -> Samples:
-    generator = torch.Generator().manual_seed(3)
     policy = memory.policy(None, trainable=False)
-    return policy.generate(prompts(tokenizer), Sampling(length, generator=generator))
+    return respond(policy, prompts(tokenizer), length, key=3)
 
 
 def reward_of(context: StageContext) -> TrainedReward:

@@ -81,8 +81,12 @@ def test_activations_come_back_where_they_were(seed: int) -> None:
     whole = torch.randn((rows, left + right, 3), generator=drawn)
     wanted = torch.where(mask[..., None], whole, 0.0)
     pieces = [whole[:, :left].clone(), *(whole[:, i : i + 1] for i in range(left, left + right))]
+    fed = [torch.arange(rows)] * len(pieces)
+    for i in range(1, len(pieces)):  # who is not valid any more may have left
+        fed[i] = (ends > left + i - 1).nonzero().flatten()
+        pieces[i] = pieces[i][fed[i]]
     at_once = Activations.of(PaddedTrunk(whole, ORIGIN), mask)
-    for found in (at_once, Activations.of_columns(pieces, mask, ORIGIN)):
+    for found in (at_once, Activations.of_columns(pieces, mask, fed, ORIGIN)):
         assert torch.equal(found.padded(mask).states, wanted)
         assert found.origin == found.padded(mask).origin == ORIGIN
         storage = found.rows[0].untyped_storage()
@@ -97,7 +101,7 @@ def test_columns_and_rows_are_never_both_whole() -> None:
         pieces = [torch.ones((8, 1, 64)) for _ in range(100)]
         size = 8 * 100 * 64 * 4
         assert memory.bytes == size
-        found = Activations.of_columns(pieces, mask, ORIGIN)
+        found = Activations.of_columns(pieces, mask, [torch.arange(8)] * 100, ORIGIN)
         assert memory.peak <= 2.1 * size  # gathered in one tensor first, it would be three
         del pieces
         assert len(found) == 8

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 import rlhf_kit.testing
 from rlhf_kit.interfaces import Policy
-from rlhf_kit.testing import TabularPolicy, enumerate_responses, made_up_samples
+from rlhf_kit.testing import TabularPolicy, TabularSampler, enumerate_responses, made_up_samples
 from rlhf_kit.types import Prompts, Sampling, TextBatch
 
 
 def prompts(rows: int) -> Prompts:
     one = torch.zeros((rows, 1), dtype=torch.long)
-    return Prompts(one, one.bool(), [{"prompt": ""}] * rows, torch.arange(rows))
+    return Prompts(one, one.bool(), [{"prompt": ""}] * rows, torch.arange(rows), torch.arange(rows))
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -43,8 +43,7 @@ def test_samples_come_with_their_probabilities(temperature: float) -> None:
     probability = policy.evaluate(everything).logprobs.sum(1).exp()
     assert probability.sum().item() == pytest.approx(1.0, abs=1e-14)
     count = 20_000
-    generator = torch.Generator().manual_seed(0)
-    samples = policy.generate(prompts(count), Sampling(3, temperature, generator))
+    samples = TabularSampler()(policy, prompts(count), Sampling(3, temperature, key=0))
     assert samples.finished.sum() < count
     found = {
         tuple(row[mask].tolist()): p.item()

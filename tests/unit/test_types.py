@@ -36,10 +36,12 @@ def test_check_shape_binds_and_refuses() -> None:
 
 def test_prompts_repeat_in_groups() -> None:
     tokens = torch.tensor([[1, 2], [3, 4]])
-    prompts = Prompts(tokens, tokens > 1, [{"id": "a"}, {"id": "b"}], torch.tensor([5, 6]))
+    rows = [{"id": "a"}, {"id": "b"}]
+    prompts = Prompts(tokens, tokens > 1, rows, torch.tensor([5, 6]), torch.tensor([3, 0]))
     found = prompts.repeat(3)
     assert len(found) == 6
     assert found.group.tolist() == [5, 5, 5, 6, 6, 6]
+    assert found.stream.tolist() == [9, 10, 11, 0, 1, 2]
     assert [row["id"] for row in found.rows] == ["a"] * 3 + ["b"] * 3
     assert found.tokens.tolist() == [[1, 2]] * 3 + [[3, 4]] * 3
     assert found.mask[:3].tolist() == [[False, True]] * 3

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from rlhf_kit_hf.options import DecodeOptions
+from rlhf_kit_hf.sampler import DecodeSampler
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
@@ -164,7 +166,7 @@ def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
     parts: dict[str, Any] = {
         "policy": policy,
         "reference": policy,
-        "sampler": None,
+        "sampler": DecodeSampler(DecodeOptions()),
         "prompts": None,
         "endings": None,
         "reward": lambda samples: [float(len(text)) for text in samples.responses],
