@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.experience import Normalizers
 from rlhf_kit_policy_gradient.gae import GAE
 from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
 from rlhf_kit_policy_gradient.options import (
@@ -26,12 +27,13 @@ from rlhf_kit_policy_gradient.options import (
     GAEOptions,
     LinearValueOptions,
 )
-from rlhf_kit_policy_gradient.ppo_parts import PPOParts
-from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
+from rlhf_kit_policy_gradient.parts import CriticPart, PPOParts, PtxPart
+from rlhf_kit_policy_gradient.ppo import PPOPtx
+from rlhf_kit_policy_gradient.steering import Beta, Gamma
 from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 from torch.nn import Parameter
-from toys import ANSWERS, prompts, texts
+from toys import ANSWERS, prompts, respond, texts
 
 from rlhf_kit.components import Component
 from rlhf_kit.engine.accumulate import Term, accumulating
@@ -39,6 +41,7 @@ from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.plugins import load_plugins
 from rlhf_kit.testing import (
     TabularPolicy,
+    TabularSampler,
     build,
     check_advantage,
     check_nll_loss,
@@ -149,8 +152,8 @@ def drawn(seed: int, *shape: int) -> Tensor:
 def rollout(policy: TabularPolicy) -> PPOBatch:
     """Ten responses of one to three tokens, sampled by a policy that is a little off."""
     one = torch.zeros((10, 1), dtype=torch.long)
-    asked = Prompts(one, one.bool(), [{"prompt": ""}] * 10, torch.arange(10))
-    samples = policy.generate(asked, Sampling(3, 1.0, torch.Generator().manual_seed(3)))
+    asked = Prompts(one, one.bool(), [{"prompt": ""}] * 10, torch.arange(10), torch.arange(10))
+    samples = TabularSampler()(policy, asked, Sampling(3, 1.0, 3))
     assert len(samples.mask.sum(1).unique()) == 3
     old, reference, advantages, values, returns = drawn(1, 5, *samples.mask.shape)
     with torch.no_grad():
@@ -258,24 +261,23 @@ def test_micro_batches_do_not_change_the_gradient(
 def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPtx:
     """PPO-ptx over a transformers model, whose steps have no length; nobody asks the reference."""
     component = next(c for c in OWN if (c.seam, c.name) == ("stage", "ppo_ptx"))
-    chosen: Any = hollow_part(component, micro_batch=micro, value_coef=0.3).options
-    ptx = FixedPtx(FixedPtxOptions())
-    ptx.coefficient = 1.7
+    chosen: Any = hollow_part(component, micro_batch=micro, kl={"place": "loss"}).options
+    blocks_of: Any = SimpleNamespace(next=lambda episodes: list(blocks.split(micro)))
+    unread: Any = None  # nothing is sampled
     parts = PPOParts(
         policy=policy,
         reference=policy,
-        value=value,
+        sampler=unread,
+        prompts=unread,
+        endings=unread,
         reward=lambda samples: torch.zeros(len(samples)),
         advantage=GAE(GAEOptions()),
-        kl=FixedKL(FixedKLOptions()),
-        ptx=ptx,
-        limit=KLLimit(None, "stop", 2.0, {}),
         policy_loss=PPOClip(ClipOptions()),
-        value_loss=ClippedValue(ClipOptions()),
-        ptx_loss=TokenNLL(NoOptions()),
         optimizer=Recorder([*policy.parameters(), *value.parameters()]),
-        prompts=SimpleNamespace(),  # type: ignore[arg-type]
-        pretraining=SimpleNamespace(next=lambda episodes: list(blocks.split(micro))),  # type: ignore[arg-type]
+        beta=Beta(0.4, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {})),
+        normalizers=Normalizers(),
+        critic=CriticPart(value, ClippedValue(ClipOptions()), 0.3),
+        ptx=PtxPart(blocks_of, TokenNLL(NoOptions()), Gamma(1.7, FixedPtx(FixedPtxOptions()))),
     )
     return PPOPtx(parts, chosen)
 
@@ -284,11 +286,11 @@ def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPt
 def test_micro_batches_do_not_change_a_step_of_ppo(
     context_of: Callable[..., Any], memory: str
 ) -> None:
-    """All three terms through a transformers model: policy, value, pretraining."""
+    """All four terms through a transformers model: policy, KL, value, pretraining."""
     context = context_of(memory)
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer).repeat(2)
-    samples = policy.generate(asked, Sampling(8, 1.0, torch.Generator().manual_seed(5)))
+    samples = respond(policy, asked, 8, key=5)
     assert len(samples.mask.sum(1).unique()) > 2
     value = LinearValue(LinearValueOptions())
     value.attach(policy)
@@ -303,8 +305,8 @@ def test_micro_batches_do_not_change_a_step_of_ppo(
     found = {}
     for micro in (1, 3, len(samples)):
         algorithm = ppo(micro, policy, value, blocks)
-        stats = algorithm.update(batch)
-        assert {"policy/loss", "value/loss", "ptx/loss"} <= stats.keys()
+        stats = algorithm.learn(batch)
+        assert {"policy/loss", "kl/loss", "value/loss", "ptx/loss"} <= stats.keys()
         found[micro] = algorithm.parts.optimizer.gradients
     whole = found[len(samples)]
     assert all(gradient.abs().max() > 0 for gradient in whole)

@@ -1,8 +1,8 @@
 """The master test: PPO-ptx itself, on a policy small enough to enumerate, against the closed form.
 
 With all 15 responses in a rollout, each weighted by its probability, nothing is left to chance:
-collect -> shape -> credit -> batch -> update must give the gradient of ``E[r] - beta KL``, and
-following it must end at ``beta log Z`` with ``pi = ref exp(r / beta) / Z``,
+sample -> score -> credit -> update must give the gradient of ``E[r] - beta KL``, and following it
+must end at ``beta log Z`` with ``pi = ref exp(r / beta) / Z``,
 ``Z = sum_y ref(y) exp(r(y) / beta)``. Everything is float64; the objective is written down here a
 second time, from the table of logits alone.
 """
@@ -16,30 +16,29 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_instructgpt.losses import TokenNLL
-from rlhf_kit_instructgpt.options import NoOptions
-from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.control import FixedKL, KLLimit
+from rlhf_kit_policy_gradient.experience import Normalizers
 from rlhf_kit_policy_gradient.gae import GAE
 from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
 from rlhf_kit_policy_gradient.normalizers import Whiten
 from rlhf_kit_policy_gradient.options import (
     ClipOptions,
     FixedKLOptions,
-    FixedPtxOptions,
     GAEOptions,
     LinearValueOptions,
     PPOPtxOptions,
     WhitenOptions,
 )
+from rlhf_kit_policy_gradient.parts import CriticPart, PPOParts
 from rlhf_kit_policy_gradient.plugin import rlhf_components
-from rlhf_kit_policy_gradient.ppo_parts import PPOParts
-from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
+from rlhf_kit_policy_gradient.ppo import PPOPtx
+from rlhf_kit_policy_gradient.steering import Beta
 from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 
-from rlhf_kit import SamplingOptions
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, cosine
-from rlhf_kit.testing import TabularPolicy, hollow_part
+from rlhf_kit.engine.seeding import derive_seed
+from rlhf_kit.testing import TabularPolicy, TabularSampler, hollow_part
 from rlhf_kit.types import LossOutput, PolicyLossInputs, Prompts, SampledUnits, Samples, Sampling
 
 V = R = 3
@@ -79,11 +78,11 @@ def objective(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, beta: float) -> 
 # The parts of PPO-ptx that must be other than in a recipe for the test to be exact.
 
 
-class Enumerated(TabularPolicy):
-    """Answers with every response once."""
+class Enumerated:
+    """A sampler that answers with every response once."""
 
-    def generate(self, prompts: Prompts, sampling: Sampling) -> Samples:
-        return self.all_samples(sampling.temperature)
+    def __call__(self, policy: Any, prompts: Prompts, sampling: Sampling) -> Samples:
+        return policy.all_samples(sampling.temperature)
 
 
 class ZeroCritic:
@@ -131,6 +130,9 @@ class Run:
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
 
+    def key(self, *names: Any) -> int:
+        return derive_seed(0, *map(str, names))
+
     def steps(self, total: int, state: Any, unit: str = "step") -> Iterator[int]:
         return iter(range(total))
 
@@ -163,27 +165,21 @@ def ppo(
     policy: TabularPolicy, rewards: Tensor, beta: float, chosen: PPOPtxOptions, **other: Any
 ) -> PPOPtx:
     """PPO-ptx as a stage builds it, without a critic to learn and without normalisation."""
-    kl, ptx = FixedKL(FixedKLOptions()), FixedPtx(FixedPtxOptions())
-    kl.coefficient = beta
+    value: Any = other.pop("value", ZeroCritic())
     given: dict[str, Any] = {
-        "value": ZeroCritic(),
+        "policy": policy,
+        "reference": policy.reference(),
+        "sampler": Enumerated(),
+        "prompts": SimpleNamespace(next=lambda: policy.all_samples().prompts),
+        "endings": None,
+        "reward": scorer(rewards),
         "advantage": GAE(GAEOptions(discount=1.0, lam=1.0)),
         "policy_loss": Expected(),
-        "prompts": SimpleNamespace(next=lambda: policy.all_samples().prompts),
+        "beta": Beta(beta, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {})),
+        "normalizers": Normalizers(),
+        "critic": CriticPart(value, ClippedValue(ClipOptions()), chosen.critic.coef),
     }
-    given |= other
-    parts = PPOParts(
-        policy=policy,
-        reference=policy.reference(),
-        reward=scorer(rewards),
-        kl=kl,
-        ptx=ptx,
-        limit=KLLimit(None, "stop", 2.0, {}),
-        value_loss=ClippedValue(ClipOptions()),
-        ptx_loss=TokenNLL(NoOptions()),
-        **given,
-    )
-    return PPOPtx(parts, chosen)
+    return PPOPtx(PPOParts(**given | other), chosen)
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -205,7 +201,7 @@ def gradient(
 
 
 def away_from_its_reference(seed: int) -> TabularPolicy:
-    policy = Enumerated(V, R, dtype=torch.float64, seed=seed)
+    policy = TabularPolicy(V, R, dtype=torch.float64, seed=seed)
     with torch.no_grad():
         policy.table += 0.5 * drawn(1000 + seed, *policy.table.shape)
     return policy
@@ -225,8 +221,8 @@ def test_gradient(temperature: float, beta: float, score_at: str, seed: int) -> 
     wanted = torch.autograd.grad(
         objective(logprobs(policy.table, temperature), log_ref, rewards, beta), policy.table
     )[0]
-    sampling = SamplingOptions(max_new_tokens=R, temperature=temperature)
-    found = gradient(policy, rewards, beta, sampling=sampling, score_at=score_at, micro_batch=4)
+    sampling, end = {"max_new_tokens": R, "temperature": temperature}, {"score_at": score_at}
+    found = gradient(policy, rewards, beta, sampling=sampling, end=end, micro_batch=4)
     assert wanted.abs().max() > 0.02
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
@@ -244,7 +240,7 @@ def test_gradient_with_a_rule_for_responses_without_an_end(rule: str) -> None:
     log_ref = logprobs(policy.reference_table, 1.0)
     value = objective(logprobs(policy.table, 1.0), log_ref, changed, 0.3)
     (wanted,) = torch.autograd.grad(value, policy.table)
-    found = gradient(policy, rewards, 0.3, missing_eos=rule, missing_eos_value=1.5)
+    found = gradient(policy, rewards, 0.3, end={"missing": rule, "value": 1.5})
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
@@ -259,7 +255,7 @@ def test_a_wrong_lambda_would_be_noticed() -> None:
 @pytest.mark.parametrize(("temperature", "beta"), [(1.0, 0.3), (0.7, 0.5)])
 def test_ascent_reaches_the_closed_form(temperature: float, beta: float) -> None:
     """The best of ``E[r] - beta KL`` is ``beta log Z``, at ``ref exp(r / beta) / Z``."""
-    policy, rewards, steps = Enumerated(V, R, dtype=torch.float64, seed=3), drawn(4, 15), 500
+    policy, rewards, steps = TabularPolicy(V, R, dtype=torch.float64, seed=3), drawn(4, 15), 500
     log_ref = logprobs(policy.reference_table, temperature)
     best = log_ref + rewards / beta
     log_z = best.logsumexp(0)
@@ -270,7 +266,7 @@ def test_ascent_reaches_the_closed_form(temperature: float, beta: float) -> None
         rollout_batch=15,
         minibatch=15,
         micro_batch=15,
-        sampling=SamplingOptions(max_new_tokens=R, temperature=temperature),
+        sampling={"max_new_tokens": R, "temperature": temperature},
     )
     start = objective(log_ref, log_ref, rewards, beta).item()
     ppo(policy, rewards, beta, chosen, optimizer=optimizer).run(Run())  # type: ignore[arg-type]
@@ -294,20 +290,21 @@ def test_sampling_comes_close_to_the_closed_form(score_at: str) -> None:
         schedule=cosine(steps * 2, floor=0.0),
     )
     one = torch.zeros((64, 1), dtype=torch.long)
-    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * 64, torch.arange(64))
+    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * 64, torch.arange(64), torch.arange(64))
     ordinary = {
+        "sampler": TabularSampler(),
         "value": value,
         "advantage": GAE(GAEOptions(lam=0.95)),
         "policy_loss": PPOClip(ClipOptions(clip_range=0.2)),
-        "advantage_normalizer": Whiten(WhitenOptions()),
+        "normalizers": Normalizers(advantages=Whiten(WhitenOptions())),
         "prompts": SimpleNamespace(next=lambda: prompts),
     }
     chosen = options(
         steps=steps,
         rollout_batch=64,
         minibatch=32,
-        score_at=score_at,
-        sampling=SamplingOptions(max_new_tokens=R),
+        end={"score_at": score_at},
+        sampling={"max_new_tokens": R},
     )
     start = objective(log_ref, log_ref, rewards, beta).item()
     ppo(policy, rewards, beta, chosen, optimizer=optimizer, **ordinary).run(Run())  # type: ignore[arg-type]
