@@ -13,24 +13,20 @@ from torch import Tensor
 from toy_runs import ppo_of, ppo_options
 from toys import prompts
 
-from rlhf_kit.engine.clock import Clock
 from rlhf_kit.types import Activations, Samples, Sampling
 
 LONGEST = 7
 
 
 class Scripted:
-    """A policy that answers each prompt with the tokens written for it, whatever the batch."""
+    """A sampler that answers each prompt with the tokens written for it, whatever the batch."""
 
-    def __init__(self, policy: Any, tokenizer: Any, lengths: list[int]) -> None:
-        self._policy, self._pad, self._eos = policy, tokenizer.pad_id, tokenizer.eos_id
+    def __init__(self, tokenizer: Any, lengths: list[int]) -> None:
+        self._pad, self._eos = tokenizer.pad_id, tokenizer.eos_id
         self._lengths = lengths
         self._decode = tokenizer.decode
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
-
-    def generate(self, given: Any, sampling: Sampling) -> Samples:
+    def __call__(self, policy: Any, given: Any, sampling: Sampling) -> Samples:
         lengths = [self._lengths[group] for group in given.group.tolist()]
         width = max(lengths)
         tokens = torch.full((len(lengths), width), self._pad)
@@ -43,7 +39,7 @@ class Scripted:
             mask[row, :length] = True
         samples = Samples(given, tokens, mask, finished, sampling.temperature, self._decode)
         # As a decoder that captures the trunk would.
-        trunk = self._policy._role.encode(samples.tokens, samples.token_mask)
+        trunk = policy.role.encode(samples.tokens, samples.token_mask)
         return Samples(
             given,
             tokens,
@@ -63,16 +59,17 @@ def collected(context: Any, lengths: list[int], size: int, score_at: str) -> Any
     with torch.no_grad():
         critic._head.weight.copy_(torch.linspace(-1, 1, policy.hidden_size)[None])
     options = ppo_options(
-        score_at=score_at, sampling={"batch_size": size, "max_new_tokens": LONGEST}
+        end={"score_at": score_at}, sampling={"batch_size": size, "max_new_tokens": LONGEST}
     )
     ppo = ppo_of(
-        Scripted(policy, tokenizer, lengths),
+        policy,
         options,
+        sampler=Scripted(tokenizer, lengths),
         value=critic,
         reward=lambda samples: torch.arange(1.0, len(lengths) + 1)[samples.group],
     )
-    rollout = ppo.collect(prompts(tokenizer), Sampling(LONGEST), Clock())
-    targets = ppo.credit(rollout, rollout.scores)
+    rollout = ppo.score(ppo.sample(prompts(tokenizer), key=0))
+    targets = ppo.credit(ppo.experience(rollout))
     return rollout, targets, ppo.batch(rollout, targets)
 
 
@@ -116,7 +113,7 @@ def test_the_value_after_the_end_is_the_critics(context_of: Callable[..., Any], 
     samples = rollout.samples
     for row, length in enumerate(lengths):
         tokens = samples.tokens[row][samples.token_mask[row]][None]
-        states = policy._role.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        states = policy.role.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
         wanted = (states[0, -1].detach() * weight).sum()
         assert abs(wanted) > 1e-3
         torch.testing.assert_close(batch.values[row, length], wanted, rtol=1e-4, atol=1e-4)

@@ -335,7 +335,7 @@ def test_dropout_in_every_family(context_of: Callable[..., Any], memory: str, ki
         valid = batch.mask
         unchanged.append((before == after)[valid].float().mean().item())
 
-    for layer in policy._role.layers:
+    for layer in policy.role.layers:
         layer.register_forward_hook(watch, with_kwargs=True)
     first = policy.next_token_logprobs(batch)
     assert len(unchanged) == (2 if memory == "hydra" else 4)

@@ -59,8 +59,8 @@ def test_a_role_knows_its_trunk(context_of: Callable[..., Any]) -> None:
         for dtype in ("float32", "bfloat16"):
             memory = context_of("hydra", trainable_layers=layers, dtype=dtype).memory()
             policy = memory.policy(None)
-            assert memory.scorer(None).origin == memory.critic(None).origin == policy._role.origin
-            origins[layers, dtype] = policy._role.origin
+            assert memory.scorer(None).origin == memory.critic(None).origin == policy.role.origin
+            origins[layers, dtype] = policy.role.origin
             assert origins[layers, dtype] == TrunkId(memory.backbone, 4 - layers, dtype)
     assert len(set(origins.values())) == 4
     other = context_of("hydra", "qwen3", trainable_layers=2, dtype="float32").memory()
@@ -85,7 +85,7 @@ def test_a_foreign_trunk_is_refused(
     policy, reward = strategy.policy(None), strategy.scorer(None)
     batch, several = texts(context.tokenizer, *ANSWERS), packed(context.tokenizer)
     encoder = source.memory().scorer(None)
-    trunk = encoder._role.encode(batch.tokens, batch.mask)
+    trunk = encoder.role.encode(batch.tokens, batch.mask)
     batch = replace(batch, trunk=replace(trunk, origin=foreign))
     kept = encoder.encode(several).trunk
     several = replace(several, trunk=replace(kept, origin=foreign))
@@ -104,7 +104,7 @@ def test_a_foreign_trunk_is_refused(
         ) as c:
             read()
         assert str(foreign) in str(c.value)
-        own = policy._role.origin
+        own = policy.role.origin
         assert ("has no trunk" if own is None else f"continues {own} ") in str(c.value)
 
 
@@ -197,7 +197,7 @@ def test_equal_origins_are_shared_between_memories(context_of: Callable[..., Any
     assert one.model is not other.model
     samples = sampled(one, first.tokenizer)
     policy, stranger = one.policy(None), other.policy(None)
-    assert samples.read_by(stranger._role.origin) is samples
+    assert samples.read_by(stranger.role.origin) is samples
     assert torch.equal(stranger.evaluate(samples).logprobs, policy.evaluate(samples).logprobs)
     assert samples.read_by(None).trunk is None
 
