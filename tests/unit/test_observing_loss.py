@@ -88,7 +88,9 @@ def seeded(seed: int) -> torch.Generator:
 
 def labelled(policy: TabularPolicy) -> Labelled:
     one = torch.zeros((ROWS, 1), dtype=torch.long)
-    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * ROWS, torch.arange(ROWS), torch.arange(ROWS))
+    prompts = Prompts(
+        one, one.bool(), [{"prompt": ""}] * ROWS, torch.arange(ROWS), torch.arange(ROWS)
+    )
     draw = TabularSampler()
     answers = draw(policy.reference(), prompts, Sampling(3, 1.0, 1))
     mismatched = draw(policy, prompts, Sampling(3, 1.0, 2))

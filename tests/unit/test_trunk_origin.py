@@ -85,7 +85,7 @@ def test_a_foreign_trunk_is_refused(
     policy, reward = strategy.policy(None), strategy.scorer(None)
     batch, several = texts(context.tokenizer, *ANSWERS), packed(context.tokenizer)
     encoder = source.memory().scorer(None)
-    trunk = encoder.role.encode(batch.tokens, batch.mask)
+    trunk = encoder._role.encode(batch.tokens, batch.mask)
     batch = replace(batch, trunk=replace(trunk, origin=foreign))
     kept = encoder.encode(several).trunk
     several = replace(several, trunk=replace(kept, origin=foreign))
