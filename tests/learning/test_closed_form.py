@@ -61,7 +61,7 @@ def trained(folder: Path, model: Path, memory: str, length: int, seed: int) -> A
     stage = {
         "use": "ppo_ptx",
         "reward": {"use": "python", "path": "reward.py"},
-        "kl_coef": BETA,
+        "kl": {"coef": BETA},
         "steps": STEPS[length],
         "rollout_batch": 256,
         "minibatch": 64,
@@ -74,7 +74,7 @@ def trained(folder: Path, model: Path, memory: str, length: int, seed: int) -> A
             "final_fraction": 0.0,
             "warmup_steps": 4,
         },
-        "value_learning_rate": 1e-2,
+        "critic": {"learning_rate": 1e-2},
     }
     values = {
         "seed": seed,
@@ -114,7 +114,7 @@ class Responses:
             logits = model(input_ids=torch.tensor(rows)).logits[:, -1]
             return torch.log_softmax(logits.double(), -1)
 
-        with torch.no_grad(), policy._role.decoding() as model:
+        with torch.no_grad(), policy.role.decoding() as model:
             first = following([prompt])[0]
             if self.length == 1:
                 return first

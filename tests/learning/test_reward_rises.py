@@ -68,7 +68,7 @@ def project(folder: Path, model: Path, memory: str, kl_coef: float) -> Path:
             "ppo": {
                 "use": "ppo_ptx",
                 "reward": reward,
-                "kl_coef": kl_coef,
+                "kl": {"coef": kl_coef},
                 "steps": COUNT,
                 "rollout_batch": 64,
                 "minibatch": 32,
@@ -76,8 +76,8 @@ def project(folder: Path, model: Path, memory: str, kl_coef: float) -> Path:
                 "inner_epochs": 2,
                 "sampling": {"max_new_tokens": 24},
                 "optimizer": {"learning_rate": RATES[memory], "warmup_steps": 4},
-                "value_learning_rate": 1e-2,
-                "gate_skip": ["end"],  # this model's stories are longer than any response here
+                "critic": {"learning_rate": 1e-2},
+                "gate": {"skip": ["end"]},  # this model's stories are longer than any response here
             },
             "evaluate": {
                 "use": "evaluate",

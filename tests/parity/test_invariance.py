@@ -19,6 +19,7 @@ from rlhf_kit_engines.single import Single
 from rlhf_kit_instructgpt.losses import TokenNLL
 from rlhf_kit_instructgpt.options import NoOptions
 from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
+from rlhf_kit_policy_gradient.experience import Normalizers
 from rlhf_kit_policy_gradient.gae import GAE
 from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
 from rlhf_kit_policy_gradient.options import (
@@ -28,8 +29,9 @@ from rlhf_kit_policy_gradient.options import (
     GAEOptions,
     LinearValueOptions,
 )
-from rlhf_kit_policy_gradient.ppo_parts import PPOParts
-from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
+from rlhf_kit_policy_gradient.parts import CriticPart, PPOParts, PtxPart
+from rlhf_kit_policy_gradient.ppo import PPOPtx
+from rlhf_kit_policy_gradient.steering import Beta, Gamma
 from rlhf_kit_policy_gradient.value import LinearValue
 from torch import Tensor
 from torch.nn import Parameter
@@ -261,26 +263,24 @@ def test_micro_batches_do_not_change_the_gradient(
 def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPtx:
     """PPO-ptx over a transformers model, whose steps have no length; nobody asks the reference."""
     component = next(c for c in OWN if (c.seam, c.name) == ("stage", "ppo_ptx"))
-    chosen: Any = hollow_part(component, micro_batch=micro, value_coef=0.3).options
-    ptx = FixedPtx(FixedPtxOptions())
-    ptx.coefficient = 1.7
+    chosen: Any = hollow_part(component, micro_batch=micro, kl={"place": "loss"}).options
+    blocks_of: Any = SimpleNamespace(next=lambda episodes: list(blocks.split(micro)))
+    unread: Any = None  # nothing is sampled
     parts = PPOParts(
         policy=policy,
         reference=policy,
-        sampler=TabularSampler(),  # nothing is sampled
-        value=value,
+        sampler=unread,
+        prompts=unread,
+        endings=unread,
         reward=lambda samples: torch.zeros(len(samples)),
         advantage=GAE(GAEOptions()),
-        kl=FixedKL(FixedKLOptions()),
-        ptx=ptx,
-        limit=KLLimit(None, "stop", 2.0, {}),
         policy_loss=PPOClip(ClipOptions()),
-        value_loss=ClippedValue(ClipOptions()),
-        ptx_loss=TokenNLL(NoOptions()),
         engine=Single(SingleOptions()),
         optimizer=Recorder([*policy.parameters(), *value.parameters()]),
-        prompts=SimpleNamespace(),  # type: ignore[arg-type]
-        pretraining=SimpleNamespace(next=lambda episodes: list(blocks.split(micro))),  # type: ignore[arg-type]
+        beta=Beta(0.4, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {})),
+        normalizers=Normalizers(),
+        critic=CriticPart(value, ClippedValue(ClipOptions()), 0.3),
+        ptx=PtxPart(blocks_of, TokenNLL(NoOptions()), Gamma(1.7, FixedPtx(FixedPtxOptions()))),
     )
     return PPOPtx(parts, chosen)
 
@@ -289,7 +289,7 @@ def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPt
 def test_micro_batches_do_not_change_a_step_of_ppo(
     context_of: Callable[..., Any], memory: str
 ) -> None:
-    """All three terms through a transformers model: policy, value, pretraining."""
+    """All four terms through a transformers model: policy, KL, value, pretraining."""
     context = context_of(memory)
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer).repeat(2)
@@ -308,8 +308,8 @@ def test_micro_batches_do_not_change_a_step_of_ppo(
     found = {}
     for micro in (1, 3, len(samples)):
         algorithm = ppo(micro, policy, value, blocks)
-        stats = algorithm.update(batch)
-        assert {"policy/loss", "value/loss", "ptx/loss"} <= stats.keys()
+        stats = algorithm.learn(batch)
+        assert {"policy/loss", "kl/loss", "value/loss", "ptx/loss"} <= stats.keys()
         found[micro] = algorithm.parts.optimizer.gradients
     whole = found[len(samples)]
     assert all(gradient.abs().max() > 0 for gradient in whole)

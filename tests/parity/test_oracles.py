@@ -323,19 +323,14 @@ def test_kl_by_hand() -> None:
 
 def test_kl_controllers() -> None:
     adaptive = AdaptiveKL(AdaptiveKLOptions(target=6.0, horizon=10_000))
-    adaptive.coefficient = coefficient = 0.2
+    found = coefficient = 0.2
     for kl in (0.0, 5.9, 6.0, 6.6, 7.0, 30.0, -1.0):
-        adaptive.update(kl, 512)
+        found = adaptive(found, kl, 512)
         coefficient = oracles.adaptive_kl(coefficient, kl, target=6.0, samples=512, horizon=10_000)
-        assert adaptive.coefficient == pytest.approx(coefficient, rel=1e-15)
+        assert found == pytest.approx(coefficient, rel=1e-15)
     # By hand: 12 is twice the target, clipped to 0.2; 0.2 (1 + 0.2 x 500 / 10000) = 0.202.
-    adaptive.coefficient = 0.2
-    adaptive.update(12.0, 500)
-    assert adaptive.coefficient == pytest.approx(0.202, abs=1e-15)
-    fixed = FixedKL(FixedKLOptions())
-    fixed.coefficient = 0.02
-    fixed.update(100.0, 512)
-    assert fixed.coefficient == 0.02
+    assert adaptive(0.2, 12.0, 500) == pytest.approx(0.202, abs=1e-15)
+    assert FixedKL(FixedKLOptions())(0.02, 100.0, 512) == 0.02
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

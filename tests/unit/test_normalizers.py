@@ -13,6 +13,7 @@ from rlhf_kit_policy_gradient.options import RunningOptions, WhitenOptions
 from safetensors.torch import load_file
 from torch import Tensor
 from toy_runs import metrics, one_stage, run, run_in_two
+from toys import merged
 from watchers import write_watcher
 
 from rlhf_kit.errors import RecipeError
@@ -155,19 +156,20 @@ def test_running_state_survives() -> None:
 
 
 RUNNING = {"use": "running"}
-EVERYWHERE = {
-    "score_normalizer": {"use": "running", "clip": 5.0},
-    "reward_normalizer": {"use": "running", "shift_mean": False},
-    "advantage_normalizer": RUNNING,
-    "value_normalizer": RUNNING,
+EVERYWHERE: dict[str, dict[str, Any]] = {
+    "scores": {"normalize": {"scores": {"use": "running", "clip": 5.0}}},
+    "rewards": {"normalize": {"rewards": {"use": "running", "shift_mean": False}}},
+    "advantages": {"normalize": {"advantages": RUNNING}},
+    "values": {"critic": {"normalizer": RUNNING}},
 }
+NOWHERE = {"normalize": {"advantages": None}}
 
 
 @pytest.fixture(scope="module")
 def plain(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Metrics of PPO without any normaliser."""
     folder = tmp_path_factory.mktemp("plain")
-    run(one_stage(folder / "project", toy_model, advantage_normalizer=None), folder / "run")
+    run(one_stage(folder / "project", toy_model, **NOWHERE), folder / "run")
     return metrics(folder / "run")
 
 
@@ -176,7 +178,7 @@ def test_each_normalizer_acts_in_ppo(
     toy_model: Path, tmp_path: Path, plain: list[dict[str, Any]], name: str
 ) -> None:
     """On its own part of the objective: what it must not touch is what it was without it."""
-    options = {"advantage_normalizer": None, name: EVERYWHERE[name]}
+    options = merged(NOWHERE, EVERYWHERE[name])
     run(one_stage(tmp_path / "project", toy_model, **options), tmp_path / "run")
     found = metrics(tmp_path / "run")
     first, before = found[0], plain[0]
@@ -186,15 +188,15 @@ def test_each_normalizer_acts_in_ppo(
     assert len(found) == 3
     assert all(math.isfinite(value) for row in found for value in row.values() if value != "ppo")
     changed = {
-        "score_normalizer": {"objective", "return", "value/return", "policy/loss"},
-        "reward_normalizer": {"return", "value/return", "policy/loss"},
-        "advantage_normalizer": {"policy/loss"},
-        "value_normalizer": {"value/return", "value/loss"},
+        "scores": {"objective", "return", "value/return", "policy/loss"},
+        "rewards": {"return", "value/return", "policy/loss"},
+        "advantages": {"policy/loss"},
+        "values": {"value/return", "value/loss"},
     }[name]
     kept = {"objective", "return", "value/return"} - changed
     assert all(first[key] != before[key] for key in changed)
     assert all(first[key] == before[key] for key in kept)
-    if name == "score_normalizer":  # mean 0, and the KL to the reference is still 0
+    if name == "scores":  # mean 0, and the KL to the reference is still 0
         assert first["objective"] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -218,7 +220,8 @@ def test_the_critic_learns_scaled_returns(toy_model: Path, tmp_path: Path) -> No
     plugin = tmp_path / "watching.py"
     watched = write_watcher(plugin, WATCHING.format(file=str(tmp_path / "values.jsonl")))
     for name, normalizer in (("with", RUNNING), ("without", None)):
-        recipe = one_stage(tmp_path / name, toy_model, reward=reward, value_normalizer=normalizer)
+        critic = {"normalizer": normalizer}
+        recipe = one_stage(tmp_path / name, toy_model, reward=reward, critic=critic)
         run(recipe, tmp_path / f"{name}-run", watched, plugins=(plugin,))
     scaled, plain = metrics(tmp_path / "with-run"), metrics(tmp_path / "without-run")
     assert scaled[0]["return"] == plain[0]["return"] > 500  # reported in the reward's own units
@@ -236,7 +239,10 @@ def test_normalizers_go_on_after_an_interrupt(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statistics are part of a checkpoint: a resumed run is the run that was not stopped."""
-    recipe = one_stage(tmp_path / "project", toy_model, steps=4, **EVERYWHERE)
+    everywhere: dict[str, Any] = {}
+    for options in EVERYWHERE.values():
+        everywhere = merged(everywhere, options)
+    recipe = one_stage(tmp_path / "project", toy_model, steps=4, **everywhere)
     whole = run(recipe, tmp_path / "whole")
     parts = run_in_two(recipe, tmp_path / "parts", 2, monkeypatch)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
@@ -246,12 +252,13 @@ def test_normalizers_go_on_after_an_interrupt(
 
 
 def test_values_need_a_normalizer_that_inverts(toy_model: Path, tmp_path: Path) -> None:
-    recipe = one_stage(tmp_path / "project", toy_model, value_normalizer={"use": "whiten"})
+    critic = {"normalizer": {"use": "whiten"}}
+    recipe = one_stage(tmp_path / "project", toy_model, critic=critic)
     with pytest.raises(RecipeError) as caught:
         run(recipe, tmp_path / "run")
     said = str(caught.value)
     lines = recipe.read_text().splitlines()
-    line = next(i for i, text in enumerate(lines, 1) if "value_normalizer:" in text)
-    assert f"toy.yaml:{line}: stages.ppo.value_normalizer" in said
+    line = next(i for i, text in enumerate(lines, 1) if " normalizer:" in text)
+    assert f"toy.yaml:{line}: stages.ppo.critic.normalizer" in said
     assert "'whiten' cannot; use running" in said
     assert not list((tmp_path / "run").rglob("*.safetensors"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf_kit.engine.accumulate import Step, Term
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.testing import TabularPolicy
+from rlhf_kit.testing import TabularPolicy, TabularSampler
 from rlhf_kit.types import LabelledInputs, LossOutput, Masked, Prompts, Samples, Sampling
 
 # Numbers that float32 holds: counts and weights are rounded to it.
@@ -52,8 +52,7 @@ class Model:
 
     def summed(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Of policy and reference, both [B]."""
-        with self.policy.reference():
-            reference = self.policy.evaluate(samples).logprobs.sum(1)
+        reference = self.policy.reference().evaluate(samples).logprobs.sum(1)
         return self.policy.evaluate(samples).logprobs.sum(1), reference
 
     def forward(self, batch: Labelled) -> dict[str, LabelledInputs]:
@@ -89,10 +88,12 @@ def seeded(seed: int) -> torch.Generator:
 
 def labelled(policy: TabularPolicy) -> Labelled:
     one = torch.zeros((ROWS, 1), dtype=torch.long)
-    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * ROWS, torch.arange(ROWS))
-    with policy.reference():
-        answers = policy.generate(prompts, Sampling(3, 1.0, seeded(1)))
-    mismatched = policy.generate(prompts, Sampling(3, 1.0, seeded(2)))
+    prompts = Prompts(
+        one, one.bool(), [{"prompt": ""}] * ROWS, torch.arange(ROWS), torch.arange(ROWS)
+    )
+    draw = TabularSampler()
+    answers = draw(policy.reference(), prompts, Sampling(3, 1.0, 1))
+    mismatched = draw(policy, prompts, Sampling(3, 1.0, 2))
     return Labelled(answers, torch.arange(ROWS) % 3 != 0, mismatched)
 
 

@@ -7,19 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_engines.options import SingleOptions
-from rlhf_kit_engines.single import Single
-from rlhf_kit_instructgpt.losses import TokenNLL
-from rlhf_kit_instructgpt.options import NoOptions
-from rlhf_kit_policy_gradient.control import FixedKL, FixedPtx, KLLimit
-from rlhf_kit_policy_gradient.losses import ClippedValue, PPOClip
-from rlhf_kit_policy_gradient.options import ClipOptions, FixedKLOptions, FixedPtxOptions
 from rlhf_kit_policy_gradient.plugin import rlhf_components
-from rlhf_kit_policy_gradient.ppo_parts import PPOParts
-from rlhf_kit_policy_gradient.ppo_ptx import PPOPtx
 from torch import Tensor
+from toy_runs import ppo_of
 
-from rlhf_kit import SamplingOptions
 from rlhf_kit.components import Part
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.engine.seeding import derive_seed
@@ -124,41 +115,31 @@ class Run:
 
 def test_ppo_without_a_critic_learns() -> None:
     policy, run = TabularPolicy(scale=0.1), Run()
-    groups = [ParameterGroup(list(policy.parameters()), 0.05)]
     chosen: Any = ppo(
+        kl={"coef": 0.05},
         steps=30,
         rollout_batch=32,
         minibatch=16,
         micro_batch=5,
         samples_per_prompt=4,
-        sampling=SamplingOptions(max_new_tokens=3),
+        sampling={"max_new_tokens": 3},
     ).options
 
     def reward(samples: Samples) -> Tensor:
         return torch.tensor([float(text.count("b")) for text in samples.responses])
 
-    kl = FixedKL(FixedKLOptions())
-    kl.coefficient = 0.05
-    ptx = FixedPtx(FixedPtxOptions())
-    parts = PPOParts(
-        policy=policy,
-        sampler=TabularSampler(),
+    algorithm = ppo_of(
+        policy,
+        chosen,
         reference=policy.reference(),
-        ptx=ptx,
-        limit=KLLimit(None, "stop", 2.0, {}),
-        advantage_normalizer=None,
-        value=None,
+        sampler=TabularSampler(),
+        critic=None,
         reward=reward,
         advantage=LeaveOneOut(),
-        kl=kl,
-        policy_loss=PPOClip(ClipOptions()),
-        value_loss=ClippedValue(ClipOptions()),
-        ptx_loss=TokenNLL(NoOptions()),
-        engine=Single(SingleOptions()),
-        optimizer=Optimizer(groups),
+        optimizer=Optimizer([ParameterGroup(list(policy.parameters()), 0.05)]),
         prompts=PromptStream(PROMPTS, 32, run.generator, chosen.samples_per_prompt),
     )
-    PPOPtx(parts, chosen).run(run)  # type: ignore[arg-type]
+    algorithm.run(run)  # type: ignore[arg-type]
     assert all(r.values is None for r in run.rollouts)
     assert torch.bincount(run.rollouts[0].group).tolist() == [4] * 8
     # At the first minibatch the policy is the one that sampled, and the reference.

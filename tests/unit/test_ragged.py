@@ -81,11 +81,11 @@ def test_activations_come_back_where_they_were(seed: int) -> None:
     whole = torch.randn((rows, left + right, 3), generator=drawn)
     wanted = torch.where(mask[..., None], whole, 0.0)
     pieces = [whole[:, :left].clone(), *(whole[:, i : i + 1] for i in range(left, left + right))]
-    at_once = Activations.of(PaddedTrunk(whole, ORIGIN), mask)
     fed = [torch.arange(rows)] * len(pieces)
     for i in range(1, len(pieces)):  # who is not valid any more may have left
         fed[i] = (ends > left + i - 1).nonzero().flatten()
         pieces[i] = pieces[i][fed[i]]
+    at_once = Activations.of(PaddedTrunk(whole, ORIGIN), mask)
     for found in (at_once, Activations.of_columns(pieces, mask, fed, ORIGIN)):
         assert torch.equal(found.padded(mask).states, wanted)
         assert found.origin == found.padded(mask).origin == ORIGIN

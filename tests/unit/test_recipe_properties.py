@@ -39,14 +39,15 @@ NEEDS = {
 # What changes rounding at most, and what changes only what is logged.
 HARMLESS = {
     "micro_batch",
-    "ptx_micro_batch",
+    "ptx.micro_batch",
+    "sampling.batch_size",
+    "trunk",
     "trunk_cache_mib",
     "device",
-    "gate",
-    "gate_skip",
+    "gate.check",
+    "gate.skip",
     "gradient_norms",
     "side_by_side",
-    "sampling.batch_size",
 }
 STEPS = 90
 
@@ -334,7 +335,7 @@ def test_a_refused_override_of_any_kind_moves_nothing(toy_model: Path, tmp_path:
     (tmp_path / "broken.py").write_text("def reward(responses):\n    return [1.0]\n")
     (tmp_path / "empty").mkdir()
     for override in (
-        "ppo.kl_coef=-1",
+        "ppo.kl.coef=-1",
         "ppo.minibatch=1000",
         "sft.from=ppo",
         f"evaluate.gold={{use: python, path: {tmp_path}/broken.py}}",

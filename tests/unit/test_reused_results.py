@@ -399,13 +399,13 @@ def test_a_rerun_that_is_not_finished_hides_the_old_result(
     follower = one_stage(tmp_path / "next", toy_model, "sft")
     start = f"sft.from={out}/"
     before = fingerprints(follower, start)
-    stop_at(recipe, out, monkeypatch, "ppo.kl_coef=0.5")
+    stop_at(recipe, out, monkeypatch, "ppo.kl.coef=0.5")
     with pytest.raises(RecipeError, match="holds no finished policy: ppo is not finished"):
         open_recipe(follower, [start])
     aside = out / "superseded/ppo-1"
     named = fingerprints(follower, f"sft.from={aside}")
     assert changed(before, named) == []  # the very same weights
-    run(recipe, out, "ppo.kl_coef=0.5")
+    run(recipe, out, "ppo.kl.coef=0.5")
     assert changed(before, fingerprints(follower, start)) == ["sft"]
 
 
@@ -425,9 +425,9 @@ def stop_at(
             lambda self, *a, **k: original(self, *a, **k | {"checkpoint_seconds": 0.0}),
         )
         stopping = recipe.parent / "stopping.py"
-        stopping.write_text(STOPPING.format(step=step))
+        watched = write_watcher(stopping, STOPPING.format(step=step))
         with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, *overrides, plugins=(stopping,))
+            run(recipe, out, *overrides, watched, plugins=(stopping,))
 
 
 def test_a_later_stage_of_the_recipe_before_is_no_result_of_this_one(
@@ -500,7 +500,7 @@ def test_a_run_folder_means_its_last_such_stage_or_nothing(
     """While `ppo` is being trained, `from: ./run/` must not become `sft`."""
     out = tmp_path / "run"
     run(recipe, out)
-    stop_at(recipe, out, monkeypatch, "ppo.kl_coef=0.5")
+    stop_at(recipe, out, monkeypatch, "ppo.kl.coef=0.5")
     follower = one_stage(tmp_path / "next", toy_model, "sft")
     hint = rf"ppo is not finished; name {out}/stages/sft if that is meant"
     with pytest.raises(RecipeError, match=hint):
@@ -529,7 +529,12 @@ def test_the_folder_says_whose_results_it_holds(
 
 def test_weights_of_another_kind_inside_a_stage_folder(toy_model: Path, tmp_path: Path) -> None:
     recipe = one_stage(
-        tmp_path / "project", toy_model, "ppo", steps=1, ema=0.9, value={"use": "separate"}
+        tmp_path / "project",
+        toy_model,
+        "ppo",
+        steps=1,
+        ema=0.9,
+        critic={"value": {"use": "separate"}},
     )
     folder = run(recipe, tmp_path / "run")
     follower = one_stage(tmp_path / "next", toy_model, "sft")
@@ -608,9 +613,9 @@ def test_a_stage_killed_before_its_first_checkpoint_leaves_no_rows(
     from toy_runs import STOPPING
 
     stopping = tmp_path / "stopping.py"
-    stopping.write_text(STOPPING.format(step=1))
+    watched = write_watcher(stopping, STOPPING.format(step=1))
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "run", plugins=(stopping,))
+        run(recipe, tmp_path / "run", watched, plugins=(stopping,))
     run(recipe, tmp_path / "run")
     assert rows(tmp_path / "run") == [("ppo", step) for step in range(3)]
 
@@ -624,7 +629,7 @@ def test_a_smaller_micro_batch_goes_on_from_the_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = one_stage(tmp_path / "project", toy_model, "ppo", steps=3, gate=False)
+    recipe = one_stage(tmp_path / "project", toy_model, "ppo", steps=3, gate={"check": False})
     out = tmp_path / "run"
     stop_at(recipe, out, monkeypatch, step=1)
     capsys.readouterr()
@@ -680,9 +685,9 @@ def test_a_continuation_draws_what_an_uninterrupted_run_draws(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str, gate: bool
 ) -> None:
     """A reward draws from torch's own generator, and so does a new adapter."""
-    skip = {"gate_skip": ["repeatable", "reward"]} if gate else {"gate": False}
+    checks = {"skip": ["repeatable", "reward"]} if gate else {"check": False}
     recipe = one_stage(
-        tmp_path / "project", toy_model, "ppo", memory, reward=NOISY, steps=3, **skip
+        tmp_path / "project", toy_model, "ppo", memory, reward=NOISY, steps=3, gate=checks
     )
     whole = run(recipe, tmp_path / "whole")
     stop_at(recipe, tmp_path / "part", monkeypatch, step=1)

@@ -154,7 +154,7 @@ def test_a_stateful_reward_survives_an_interrupted_run(
 ) -> None:
     # A reward that grows with every call is not what the gate of PPO calls repeatable.
     recipe = one_stage(
-        tmp_path / "project", toy_model, reward=None, pretraining=None, gate=False, steps=4
+        tmp_path / "project", toy_model, reward=None, ptx=None, gate={"check": False}, steps=4
     )
     (tmp_path / "project/counting.py").write_text(COUNTING)
     values = yaml.safe_load(recipe.read_text())

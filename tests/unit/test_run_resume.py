@@ -22,7 +22,7 @@ from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
 
 STEPS = 6
-PPO = {"steps": STEPS, "inner_epochs": 2, "kl_controller": {"use": "adaptive", "target": 0.1}}
+PPO = {"steps": STEPS, "inner_epochs": 2, "kl": {"controller": {"use": "adaptive", "target": 0.1}}}
 
 
 def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_a_changed_recipe_sets_aside_only_what_depends_on_it(
     project: Path, finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = written(copied)
-    run(project, copied, "ppo.kl_coef=0.5")
+    run(project, copied, "ppo.kl.coef=0.5")
     shown = capsys.readouterr().err
     for stage in ("sft", "collect", "reward_model"):
         assert f"[{stage}] finished already" in shown
@@ -196,8 +196,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
 
 def test_what_a_run_folder_says(project: Path, finished: Path) -> None:
     values = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert values["stages"]["ppo"]["value_coef"] == 0.1  # defaults are filled in
-    assert values["stages"]["ppo"]["kl_controller"]["horizon"] == 10000
+    assert values["stages"]["ppo"]["critic"]["coef"] == 0.1  # defaults are filled in
+    assert values["stages"]["ppo"]["kl"]["controller"]["horizon"] == 10000
     manifest = json.loads((finished / "manifest.json").read_text())
     assert manifest["attempts"][-1]["libraries"]["torch"] == torch.__version__
     assert manifest["fingerprints"].keys() == values["stages"].keys()

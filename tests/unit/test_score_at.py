@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rlhf_kit_policy_gradient.experience import Normalizers
 from rlhf_kit_policy_gradient.gae import GAE
 from rlhf_kit_policy_gradient.options import GAEOptions
 from torch import Tensor
@@ -69,7 +70,7 @@ def rollout(values: Tensor = VALUES) -> Rollout:
 
 
 def algorithm(score_at: str, micro_batch: int = 4, **others: Any) -> Any:
-    options = ppo_options(score_at=score_at, micro_batch=micro_batch, value_coef=1.0)
+    options = ppo_options(end={"score_at": score_at}, micro_batch=micro_batch, critic={"coef": 1.0})
     advantage = GAE(GAEOptions(lam=0.5))
     return ppo_of(TabularPolicy(scale=0.0), options, advantage=advantage, **others)
 
@@ -79,7 +80,7 @@ def algorithm(score_at: str, micro_batch: int = 4, **others: Any) -> Any:
 )
 def test_advantages_by_hand(score_at: str, wanted: list[list[float]]) -> None:
     ppo, seen = algorithm(score_at), rollout()
-    found = ppo.credit(seen, SCORES)
+    found = ppo.credit(ppo.experience(seen))
     mask = seen.mask if score_at == "last_token" else torch.ones((2, 3), dtype=torch.bool)
     expected = torch.tensor(wanted)
     torch.testing.assert_close(found.advantages, expected)
@@ -102,9 +103,9 @@ def test_a_normalizer_of_advantages_sees_tokens_only() -> None:
         masks.append(mask.clone())
         return torch.where(mask, x, 0.0)
 
-    ppo = algorithm("after_end", advantage_normalizer=watch, reward_normalizer=watch)
+    ppo = algorithm("after_end", normalizers=Normalizers(rewards=watch, advantages=watch))
     seen = rollout()
-    found = ppo.credit(seen, SCORES)
+    found = ppo.credit(ppo.experience(seen))
     rewards, advantages = masks
     assert rewards.all()  # the score is a reward like others
     assert torch.equal(advantages, seen.mask)
@@ -131,7 +132,7 @@ def updated(score_at: str, micro_batch: int) -> tuple[dict[str, float], list[flo
     ppo = algorithm(score_at, micro_batch, value=Critic(table))
     seen = rollout(table.detach().expand(2, 3).clone())
     targets = Advantages(torch.ones((2, 3)), torch.full((2, 3), 10.0))
-    stats = ppo.update(ppo.batch(seen, targets))
+    stats = ppo.learn(ppo.batch(seen, targets))
     return stats, ppo.parts.optimizer.gradients[-1].tolist()
 
 
@@ -157,7 +158,7 @@ def test_the_critic_counts_the_place_after_the_end_and_the_policy_does_not(
 def test_places_follow_their_rows() -> None:
     seen = rollout()
     ppo = algorithm("after_end")
-    batch: PPOBatch = ppo.batch(seen, ppo.credit(seen, SCORES))
+    batch: PPOBatch = ppo.batch(seen, ppo.credit(ppo.experience(seen)))
     swapped = batch.select(torch.tensor([1, 0]))
     assert torch.equal(swapped.places, batch.places[[1, 0]])
     parts = list(batch.split(1))
@@ -173,14 +174,14 @@ def test_where_no_row_has_room_both_are_the_same(toy_model: Path, tmp_path: Path
             recipe = one_stage(
                 tmp_path / f"{place}{tokens}",
                 toy_model,
-                score_at=place,
+                end={"score_at": place},
                 sampling={"max_new_tokens": tokens, "batch_size": 16},
             )
-            run(recipe, tmp_path / f"run-{place}{tokens}")
+            run(recipe, tmp_path / f"run-{place}{tokens}", "seed=4")  # where one ends in time
             found.append(metrics(tmp_path / f"run-{place}{tokens}"))
         if tokens == 1:
             assert found[0] == found[1]
         else:
-            assert found[0][0]["finished"] > 0  # a row with room
+            assert found[0][0]["response_length"] < tokens  # a row with room
             assert found[0][0]["value/loss"] != found[1][0]["value/loss"]
             assert found[0][0]["score"] == found[1][0]["score"]

@@ -13,7 +13,6 @@ from torch import Tensor
 from toy_runs import ppo_of, ppo_options
 from toys import prompts
 
-from rlhf_kit.engine.clock import Clock
 from rlhf_kit.types import Activations, Samples, Sampling
 
 LONGEST = 7
@@ -60,7 +59,7 @@ def collected(context: Any, lengths: list[int], size: int, score_at: str) -> Any
     with torch.no_grad():
         critic._head.weight.copy_(torch.linspace(-1, 1, policy.hidden_size)[None])
     options = ppo_options(
-        score_at=score_at, sampling={"batch_size": size, "max_new_tokens": LONGEST}
+        end={"score_at": score_at}, sampling={"batch_size": size, "max_new_tokens": LONGEST}
     )
     ppo = ppo_of(
         policy,
@@ -69,8 +68,8 @@ def collected(context: Any, lengths: list[int], size: int, score_at: str) -> Any
         value=critic,
         reward=lambda samples: torch.arange(1.0, len(lengths) + 1)[samples.group],
     )
-    rollout = ppo.collect(prompts(tokenizer), Sampling(LONGEST, 1.0, 0), Clock())
-    targets = ppo.credit(rollout, rollout.scores)
+    rollout = ppo.score(ppo.sample(prompts(tokenizer), key=0))
+    targets = ppo.credit(ppo.experience(rollout))
     return rollout, targets, ppo.batch(rollout, targets)
 
 

@@ -197,7 +197,7 @@ def test_equal_origins_are_shared_between_memories(context_of: Callable[..., Any
     assert one.model is not other.model
     samples = sampled(one, first.tokenizer)
     policy, stranger = one.policy(None), other.policy(None)
-    assert samples.read_by(stranger._role.origin) is samples
+    assert samples.read_by(stranger.role.origin) is samples
     assert torch.equal(stranger.evaluate(samples).logprobs, policy.evaluate(samples).logprobs)
     assert samples.read_by(None).trunk is None
 

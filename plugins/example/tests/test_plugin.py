@@ -37,7 +37,7 @@ def test_the_recipe_is_right() -> None:
     ("overrides", "says"),
     [
         (["ppo.samples_per_prompt=1"], "advantage 'rloo' compares the responses to one prompt"),
-        (["ppo.advantage_normalizer=whiten"], "advantage 'rloo' normalises its advantages itself"),
+        (["ppo.normalize.advantages=whiten"], "advantage 'rloo' normalises its advantages itself"),
         (["ppo.samples_per_prompt=3"], "32 responses cannot be divided by samples_per_prompt 3"),
         (["ppo.reward.rewards.brevity.targe=3"], "did you mean 'target'"),
         (["ppo.policy_loss.clip_low=2"], "clip_low"),

@@ -79,8 +79,10 @@ class KLLoss:
     """An estimate of ``KL(pi || pi_ref)`` per token, from the tokens that were sampled.
 
     With d = log pi - log pi_ref, http://joschu.net/blog/kl-approx.html: k2 is ``d^2 / 2``, k3 is
-    ``exp(-d) - 1 + d`` (arXiv:2402.03300, equation 4). k1 itself is no loss: the mean of its
-    gradient is 0.
+    ``exp(-d) - 1 + d`` (arXiv:2402.03300, equation 4). On tokens of the policy itself the mean
+    gradient of k2 is that of ``KL(pi || pi_ref)`` of the next token, that of k3 is that of
+    ``KL(pi_ref || pi)``; neither knows what a token does to the KL of those after it. k1 itself is
+    no loss: the mean of its gradient is 0.
     """
 
     def __init__(self, options: KLOptions) -> None:

@@ -35,12 +35,14 @@ class KLOptions(Options):
         "reward",
         description="reward: the sampled log-ratio is taken off each token's reward, whose policy "
         "gradient is exact; loss: an estimate of the KL is added to the policy's loss, as GRPO "
-        "does (arXiv:2402.03300, equation 3)",
+        "does (arXiv:2402.03300, equation 3), which leaves out what a token does to the KL of "
+        "those after it",
     )
     estimate: Literal["k2", "k3"] = Field(
         "k3",
-        description="which estimate is added to the loss (http://joschu.net/blog/kl-approx.html); "
-        "k3 in GRPO; the gradient of k2 is that of the KL itself",
+        description="which estimate of each token's KL is added to the loss "
+        "(http://joschu.net/blog/kl-approx.html): k3 in GRPO, whose gradient is that of "
+        "KL(reference || policy); that of k2 is that of KL(policy || reference)",
     )
     controller: Part = slot(
         "kl_controller", use="fixed", description="what becomes of beta; fixed in the paper"
