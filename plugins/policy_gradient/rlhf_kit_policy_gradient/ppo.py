@@ -128,7 +128,7 @@ class PPOPtx:
 
     def experience(self, rollout: Rollout) -> Experience:
         """What is maximised, laid on the tokens that it is due to."""
-        penalty = self.parts.beta.coefficient if self.options.kl.place == "reward" else 0.0
+        penalty = 0.0 if self.options.kl.place == "loss" else self.parts.beta.coefficient
         return experience_of(rollout, self.options.end, self.parts.normalizers, penalty)
 
     @timed("credit")
