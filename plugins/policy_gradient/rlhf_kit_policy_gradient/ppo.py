@@ -71,9 +71,7 @@ class PPOPtx:
         targets = self.credit(experience)
         stats = self.update(rollout, targets, run.generator) if verdict == "go on" else []
         figures |= beta.settle(verdict, rollout)
-        metrics = step_metrics(
-            rollout, experience, targets, stats, figures, self.parts.engine.world
-        )
+        metrics = step_metrics(rollout, experience, targets, stats, figures, world)
         metrics |= self.clock.metrics()
         run.end_step(step, metrics, step_line(step, self.options.steps, metrics, verdict))
         return verdict
