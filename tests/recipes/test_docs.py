@@ -92,7 +92,7 @@ def test_the_tutorial_reward_works(tmp_path: Path) -> None:
     file = tmp_path / "short_and_polite.py"
     file.write_text(next(code for code in blocks(TUTORIAL, "python") if "def reward" in code))
     reward = PythonReward(PythonOptions(path=file))
-    scores, _ = score(reward, made_up_samples(["Please sit down.", "No."]))
+    scores = score(reward, made_up_samples(["Please sit down.", "No."])).total
     assert scores.tolist() == pytest.approx([0.97, -0.01])
 
 
