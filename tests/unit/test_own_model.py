@@ -353,7 +353,7 @@ def test_the_whole_pipeline_with_a_reward_model_of_another_kind(
         for stage in ("sft", "reward_model", "ppo")
     }
     assert strategies == {"sft": "hydra", "reward_model": "lora", "ppo": "hydra"}
-    assert summary["reward_model_score"].keys() == {"sft", "ppo"}
+    assert summary["reward_model_score"].keys() == {"baseline", "ppo"}
     # And what was saved about it makes the same run again.
     again, _, _ = open_recipe(tmp_path / "run/recipe.yaml")
     assert again.backbone("reward_model")[0].options == resolved.backbone("reward_model")[0].options

@@ -149,7 +149,8 @@ def test_each_prompt_is_tokenised_once() -> None:
     rows = [{"prompt": f"p{i}"} for i in range(5)]
     prompts = PromptSet.chosen(rows, tokenizer, "train", LeftOut(), longest=3, room=4)
     for _ in range(3):
-        list(prompts.split(2))
+        for index in torch.arange(len(prompts)).split(2):
+            prompts.batch(index)
     assert tokenizer.prompts == [row["prompt"] for row in rows]
 
 
