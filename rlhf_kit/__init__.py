@@ -23,6 +23,7 @@ _PUBLIC = {
     "slots": "rlhf_kit.components",
     "stage_ref": "rlhf_kit.components",
     "stage_refs": "rlhf_kit.components",
+    "FitOptions": "rlhf_kit.stage_options",
     "OptimizerOptions": "rlhf_kit.stage_options",
     "SamplingOptions": "rlhf_kit.stage_options",
     "hookimpl": "rlhf_kit.hookspecs",
@@ -98,6 +99,9 @@ if TYPE_CHECKING:
         RlhfKitError as RlhfKitError,
     )
     from rlhf_kit.hookspecs import hookimpl as hookimpl
+    from rlhf_kit.stage_options import (
+        FitOptions as FitOptions,
+    )
     from rlhf_kit.stage_options import (
         OptimizerOptions as OptimizerOptions,
     )

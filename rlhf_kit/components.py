@@ -114,7 +114,7 @@ NEEDS = {
     "groups": "an advantage estimator that compares the responses to one prompt: "
     "samples_per_prompt must be at least 2",
     "own_normalization": "an advantage estimator that normalises its advantages itself: "
-    "advantage_normalizer is left out, and refused where it is written",
+    "normalize.advantages is left out, and refused where it is written",
     "positive_coefficient": "a controller that multiplies its coefficient, which 0 would stop",
     "whole_groups": "a policy's loss whose micro-batches must keep the responses to one prompt "
     "together",

@@ -221,10 +221,16 @@ def _named(node: ast.AST, package: str) -> Iterator[str]:
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-        called, module = node.func, node.args[0].value
-        word = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-        if word in ("import_module", "__import__") and isinstance(module, str):
+        module = node.args[0].value
+        if _word(node.func) in ("import_module", "__import__") and isinstance(module, str):
             yield module.lstrip(".")
+
+
+def _word(called: ast.expr) -> str:
+    """The last word of what a call calls."""
+    if isinstance(called, ast.Attribute):
+        return called.attr
+    return called.id if isinstance(called, ast.Name) else ""
 
 
 @lru_cache(maxsize=4096)

@@ -17,6 +17,7 @@ from rlhf_kit.content import Contents
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.interfaces import (
     DataSource,
+    Engine,
     Identified,
     Memory,
     ModelSource,
@@ -25,11 +26,11 @@ from rlhf_kit.interfaces import (
     Stage,
     Tokenizer,
 )
-from rlhf_kit.recipe import Recipe, plain
-from rlhf_kit.recipe import Stage as StageBlock
+from rlhf_kit.recipe import Recipe, StageBlock, plain
 from rlhf_kit.recipe.identity import execution, identity
 from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.run_folder import OBSERVERS, STAGES
+from rlhf_kit.seams import ENGINE, MEMORY, MODEL, NAMED
 from rlhf_kit.stage_record import StageRecord
 
 # The runner's own part in every result: seeds, checkpoints, the order of calls.
@@ -37,7 +38,7 @@ _RUNNER = "rlhf_kit.engine.stage_run"
 
 
 @dataclass
-class Backbone:
+class ModelAndMemory:
     """A model source, and the block of the memory strategy over it."""
 
     model: Part
@@ -65,17 +66,13 @@ class Backbone:
         if isinstance(target, Identified):
             resolved |= target.identity(self.memory.options)
         return {
-            "model": identity(self.model, now) | {"weights": self.source.fingerprint()},
-            "memory": identity(self.memory, now) | resolved,
+            MODEL: identity(self.model, now) | {"weights": self.source.fingerprint()},
+            MEMORY: identity(self.memory, now) | resolved,
         }
 
     def execution(self) -> dict[str, Any]:
         """What may change rounding, for the record of an attempt."""
-        return {
-            f"{seam}.{key}": value
-            for seam, part in (("model", self.model), ("memory", self.memory))
-            for key, value in execution(part).items()
-        }
+        return {**_execution(MODEL, self.model), **_execution(MEMORY, self.memory)}
 
 
 class RunContext:
@@ -85,17 +82,22 @@ class RunContext:
         self.recipe, self.folder = recipe, folder
         self._data: dict[str, DataSource] = {}
         self._sources: dict[str, ModelSource] = {}
-        self._backbones: dict[str, Backbone] = {}
-        self.backbone(None)
+        self._pairs: dict[str, ModelAndMemory] = {}
+        self.model_and_memory(None)
 
-    def backbone(self, stage: str | None) -> Backbone:
+    def model_and_memory(self, stage: str | None) -> ModelAndMemory:
         """Of a stage, or of the recipe. The same blocks give the same object."""
-        model, memory = self.recipe.backbone(stage)
+        model, memory = self.recipe.model_and_memory(stage)
         key = _meaning(model)
         if key not in self._sources:
             self._sources[key] = construct(model, None)
-        found = Backbone(model, memory, self._sources[key])
-        return self._backbones.setdefault(found.key, found)
+        found = ModelAndMemory(model, memory, self._sources[key])
+        return self._pairs.setdefault(found.key, found)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """One for all stages: what it starts, such as a process group, is started once."""
+        return construct(self.recipe.engine, None)
 
     def stage_folder(self, id: str) -> Path:
         return self.folder / STAGES / id
@@ -122,26 +124,36 @@ class RunContext:
         now = Contents()
         for id, stage in self.recipe.stages.items():
             context = StageContext(self, id)
-            data = [p for p in parts_of(stage.part) if p.component.seam == "data"]
-            backbones = [self.backbone(id)]
+            data = [p for p in parts_of(stage.part) if p.component.seam in NAMED]
+            pairs = [self.model_and_memory(id)]
             if any(ref.folder for ref in refs_of(stage.part)):
-                backbones.append(self.backbone(None))  # what is in a folder may be loaded into it
+                # What is in a folder may be loaded into the recipe's.
+                pairs.append(self.model_and_memory(None))
             content = {
                 "the seed": [id, self.recipe.seed],
                 "its options, or a file or plugin that it uses": identity(stage.part, now),
                 "rlhf_kit": now.source(_RUNNER),
                 "its data": [self.data(part, context).fingerprint() for part in data],
                 "a stage before it": [records[need].fingerprint for need in stage.needs],
-                "the model or memory": [backbone.identity(now) for backbone in backbones],
+                "the engine": identity(self.recipe.engine, now),
+                "the model or memory": [pair.identity(now) for pair in pairs],
             }
             records[id] = StageRecord.read(
                 id,
                 self.stage_folder(id),
                 stage.part.component.produces,
                 {what: _hash(value) for what, value in content.items()},
-                {**execution(stage.part), **backbones[0].execution()},
+                {
+                    **execution(stage.part),
+                    **_execution(ENGINE, self.recipe.engine),
+                    **pairs[0].execution(),
+                },
             )
         return records
+
+
+def _execution(block: str, part: Part) -> dict[str, Any]:
+    return {f"{block}.{key}": value for key, value in execution(part).items()}
 
 
 def _hash(value: Any) -> str:
@@ -156,27 +168,31 @@ def _meaning(part: Part) -> str:
 class StageContext:
     """Implements rlhf_kit.interfaces.Context for one stage."""
 
-    def __init__(self, run: RunContext, stage: str, backbone: Backbone | None = None) -> None:
+    def __init__(self, run: RunContext, stage: str, pair: ModelAndMemory | None = None) -> None:
         self._run, self.stage, self.seed = run, stage, run.recipe.seed
-        self._backbone = run.backbone(stage) if backbone is None else backbone
+        self._pair = run.model_and_memory(stage) if pair is None else pair
         # Weak, so that weights go when the stage that loaded them is done.
         self._memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._backbone.tokenizer
+        return self._pair.tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        return self._run.engine
 
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self._of(of).tokenizer
 
     def same_model(self, of: StageRef | None) -> bool:
-        return self._of(of).model_key == self._backbone.model_key
+        return self._of(of).model_key == self._pair.model_key
 
-    def _of(self, ref: StageRef | None) -> Backbone:
-        return self._backbone if ref is None else self._run.backbone(ref.stage)
+    def _of(self, ref: StageRef | None) -> ModelAndMemory:
+        return self._pair if ref is None else self._run.model_and_memory(ref.stage)
 
     def build(self, part: Part) -> Any:
-        if part.component.seam == "data":
+        if part.component.seam in NAMED:
             return self._run.data(part, self)
         return construct(part, self)
 
@@ -186,12 +202,13 @@ class StageContext:
         return self._run.stage_folder(ref.stage) if ref.stage is not None else ref.folder
 
     def memory(self, of: StageRef | None = None) -> Memory:
-        backbone = self._of(of)
-        found = self._memories.get(backbone.key)
+        _ = self.engine  # there before any weights are
+        pair = self._of(of)
+        found = self._memories.get(pair.key)
         if found is None:
-            context = StageContext(self._run, self.stage, backbone)
-            found = construct(backbone.memory, context, source=backbone.source)
-            self._memories[backbone.key] = found
+            context = StageContext(self._run, self.stage, pair)
+            found = construct(pair.memory, context, source=pair.source)
+            self._memories[pair.key] = found
         return found
 
 

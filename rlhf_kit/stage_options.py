@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_kit.components import Execution, Options, Part, slot
+from rlhf_kit.components import Execution, Options, Part, block, slot
 
 
 class OptimizerOptions(Options):
@@ -30,6 +30,15 @@ class OptimizerOptions(Options):
         if self.schedule == "cosine":
             return {}
         return {"final_fraction": f'schedule is "{self.schedule}"; set schedule: cosine'}
+
+
+class FitOptions(Options):
+    """Training in whole passes over the data; a stage says what its batches are of."""
+
+    epochs: int = Field(1, ge=1, description="passes over the data")
+    batch_size: int = Field(64, ge=1, description="rows per optimizer step")
+    micro_batch: Execution[int] = Field(8, ge=1, description="rows per forward pass")
+    optimizer: OptimizerOptions = block({"learning_rate": 1e-5}, description="how to step")
 
 
 class SamplingOptions(Options):

@@ -48,6 +48,7 @@ def _account(recipe: Recipe) -> dict[str, Any]:
         "path": shown(recipe.path),
         "seed": recipe.seed,
         "model": recipe.model.component.name,
+        "engine": recipe.engine.component.name,
         "memory": recipe.memory.component.name,
         "observers": {name: p.component.name for name, p in recipe.observers.items()},
         "stages": [
@@ -69,6 +70,7 @@ def _lines(recipe: Recipe) -> list[str]:
     lines = [
         f"{recipe.name} ({account['path']})",
         f"  model   {account['model']}",
+        f"  engine  {account['engine']}",
         f"  memory  {account['memory']}",
         "  stages",
     ]

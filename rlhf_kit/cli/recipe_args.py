@@ -10,7 +10,7 @@ import click
 
 OVERRIDES_HELP = """
     OVERRIDES change single values of the recipe: KEY=VALUE, where KEY starts with a top-level key
-    or the id of a stage, and VALUE is YAML. For example: seed=1 ppo.kl_coef=0.05 memory.use=lora
+    or the id of a stage, and VALUE is YAML. For example: seed=1 ppo.kl.coef=0.05 memory.use=lora
     (which also drops the options of the memory strategy it replaces).
 """
 

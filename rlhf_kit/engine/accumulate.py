@@ -15,35 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlhf_kit.engine.optim import Optimizer
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.interfaces import Loss, ObservingLoss
-from rlhf_kit.types import LossOutput
+from rlhf_kit.interfaces import ObservingLoss, Optimizer, Step, Term, World
 
 Micro = TypeVar("Micro")
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of the objective, what of a micro-batch it counts, and its weight."""
-
-    loss: Loss | ObservingLoss
-    counted: Callable[[Any], Any]
-    weight: float = 1.0
-
-    def output(self, inputs: Any, observed: Mapping[str, Tensor]) -> LossOutput:
-        """The loss of one micro-batch; ``observed`` are sums over the whole step."""
-        if isinstance(self.loss, ObservingLoss):
-            return self.loss(inputs, observed)
-        return self.loss(inputs)
+_ALONE = OneProcess()
 
 
 @dataclass
-class Step:
-    """One optimizer step under construction."""
+class AccumulatingStep:
+    """Implements rlhf_kit.interfaces.Step."""
 
     optimizer: Optimizer
     watched: Sequence[Parameter] = ()  # whose gradient norm is reported for each labelled `add`
+    world: World = _ALONE
     stats: dict[str, float] = field(default_factory=dict)
 
     def add(
@@ -53,17 +39,9 @@ class Step:
         micro_batches: Sequence[Micro],
         label: str | None = None,
     ) -> None:
-        """Accumulate the gradients of ``terms`` over ``micro_batches``.
-
-        ``forward`` maps a micro-batch to the inputs of each term; terms that share a forward pass
-        travel in one call. Statistics become ``name/statistic`` means over the step, and
-        ``gradient_norm/label`` is the norm of what this call has added to the watched gradients.
-
-        Raises:
-            NumericsError: a loss is not finite. Nothing has been updated then.
-        """
-        counts = {name: _count(term, micro_batches) for name, term in terms.items()}
-        observed = _observed(terms, forward, micro_batches)
+        """See rlhf_kit.interfaces.Step.add."""
+        counts = {name: self._count(term, micro_batches) for name, term in terms.items()}
+        observed = self._observed(terms, forward, micro_batches)
         sums: dict[str, Tensor] = {}
         before = self._gradients() if label is not None else []
         for micro in micro_batches:
@@ -85,6 +63,28 @@ class Step:
         if label is not None and self.watched:
             self.stats[f"gradient_norm/{label}"] = self._added(before)
 
+    def _count(self, term: Term, micro_batches: Sequence[Any]) -> Tensor:
+        """Of the whole step, over all ranks."""
+        counts = (term.loss.count(term.counted(micro)) for micro in micro_batches)
+        return self.world.sum(sum(counts, torch.zeros(()))).clamp(min=1)
+
+    @torch.no_grad()
+    def _observed(
+        self,
+        terms: Mapping[str, Term],
+        forward: Callable[[Micro], Mapping[str, Any]],
+        micro_batches: Sequence[Micro],
+    ) -> dict[str, dict[str, Tensor]]:
+        """Of each term the sums over the whole step, and all ranks, that its loss has asked for."""
+        sums: dict[str, dict[str, Tensor]] = {name: {} for name in terms}
+        asking = {n: t.loss for n, t in terms.items() if isinstance(t.loss, ObservingLoss)}
+        for micro in micro_batches if asking else ():
+            inputs = forward(micro)
+            for name, loss in asking.items():
+                for key, value in loss.observe(inputs[name]).items():
+                    sums[name][key] = sums[name].get(key, torch.zeros(())) + value
+        return {n: {k: self.world.sum(x) for k, x in found.items()} for n, found in sums.items()}
+
     def _gradients(self) -> list[Tensor | None]:
         found = self.optimizer.gradients(self.watched)
         return [None if gradient is None else gradient.clone() for gradient in found]
@@ -99,32 +99,12 @@ class Step:
         return torch.stack(norms).norm().item() if norms else 0.0
 
 
-def _count(term: Term, micro_batches: Sequence[Any]) -> Tensor:
-    counts = (term.loss.count(term.counted(micro)) for micro in micro_batches)
-    return sum(counts, torch.zeros(())).clamp(min=1)
-
-
-@torch.no_grad()
-def _observed(
-    terms: Mapping[str, Term],
-    forward: Callable[[Micro], Mapping[str, Any]],
-    micro_batches: Sequence[Micro],
-) -> dict[str, dict[str, Tensor]]:
-    """Of each term the sums over the whole step that its loss has asked for."""
-    sums: dict[str, dict[str, Tensor]] = {name: {} for name in terms}
-    asking = {n: t.loss for n, t in terms.items() if isinstance(t.loss, ObservingLoss)}
-    for micro in micro_batches if asking else ():
-        inputs = forward(micro)
-        for name, loss in asking.items():
-            for key, value in loss.observe(inputs[name]).items():
-                sums[name][key] = sums[name].get(key, torch.zeros(())) + value
-    return sums
-
-
 @contextmanager
-def accumulating(optimizer: Optimizer, watch: Sequence[Parameter] = ()) -> Iterator[Step]:
+def accumulating(
+    optimizer: Optimizer, watch: Sequence[Parameter] = (), world: World = _ALONE
+) -> Iterator[Step]:
     """Clear the gradients, let the body add terms, then take one optimizer step."""
     optimizer.zero_grad()
-    step = Step(optimizer, watch)
+    step = AccumulatingStep(optimizer, watch, world)
     yield step
     step.stats["gradient_norm"] = optimizer.step()

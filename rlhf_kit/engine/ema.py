@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlhf_kit.engine.optim import Optimizer
+from rlhf_kit.interfaces import Optimizer
 
 
 class WeightAverage:

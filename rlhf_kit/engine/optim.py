@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rlhf_kit.errors import NumericsError
-
-Schedule = Callable[[int], float]
+from rlhf_kit.interfaces import ParameterGroup, Schedule
 
 _FULL = (torch.float32, torch.float64)  # precise enough to be updated in place
 
@@ -36,15 +34,6 @@ def cosine(total: int, floor: float = 0.1, warmup: int = 0) -> Schedule:
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a learning rate."""
-
-    parameters: Sequence[Parameter]
-    learning_rate: float
-    schedule: Schedule | None = None  # None: the optimizer's
 
 
 class Optimizer:

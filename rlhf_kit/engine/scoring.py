@@ -97,7 +97,7 @@ def load_models(part: Any, memory: Memory) -> None:
         part.load(memory)
 
 
-def probe(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
+def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
     """Call a reward on two made-up answers to real rows, so that a broken one is found early.
 
     A reward that needs models is left for later.
@@ -107,13 +107,13 @@ def probe(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
     """
     if isinstance(reward, RewardOfParts):
         for key, part in reward.parts.items():
-            probe(part, rows, f"{name}.{key}")
+            try_out(part, rows, f"{name}.{key}")
     if needs_models(reward):
         return
     score(reward, _made_up(rows), name)
 
 
-def probe_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
+def try_out_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
     """The same for a labeler: it must rank two made-up answers without an error."""
     if not needs_models(labeler):
         labeler(_made_up(rows))
@@ -121,11 +121,12 @@ def probe_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
 
 def _made_up(rows: Sequence[Row]) -> Samples:
     rows = [*rows[:2], *rows[: max(0, 2 - len(rows))]]
-    ones = torch.ones((len(rows), 1), dtype=torch.long)
+    # Of three tokens: with one, a column [B, 1] by mistake would pass for a score per token.
+    one, three = torch.ones((len(rows), 1)).long(), torch.ones((len(rows), 3)).long()
     return Samples(
-        Prompts(ones, ones.bool(), rows, torch.zeros(len(rows)).long(), torch.arange(len(rows))),
-        ones,
-        ones.bool(),
+        Prompts(one, one.bool(), rows, torch.zeros(len(rows)).long(), torch.arange(len(rows))),
+        three,
+        three.bool(),
         finished=torch.ones(len(rows), dtype=torch.bool),
         temperature=1.0,
         decode=lambda tokens: "This is an answer.",

@@ -6,7 +6,16 @@ But an observer: most want one event of seven, and :class:`Observer` has all of 
 from rlhf_kit.interfaces.advantage import AdvantageEstimator
 from rlhf_kit.interfaces.context import Context
 from rlhf_kit.interfaces.control import KLController, PtxController
-from rlhf_kit.interfaces.data import DataSource
+from rlhf_kit.interfaces.data import DataSource, DropsRows
+from rlhf_kit.interfaces.engine import (
+    Engine,
+    Optimizer,
+    ParameterGroup,
+    Schedule,
+    Step,
+    Term,
+    World,
+)
 from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import Loss, ObservingLoss
 from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource, NeedsModels
@@ -32,6 +41,8 @@ __all__ = [
     "Context",
     "Critic",
     "DataSource",
+    "DropsRows",
+    "Engine",
     "Identified",
     "InvertibleNormalizer",
     "KLController",
@@ -45,6 +56,8 @@ __all__ = [
     "Observer",
     "ObserverContext",
     "ObservingLoss",
+    "Optimizer",
+    "ParameterGroup",
     "Policy",
     "PtxController",
     "Reference",
@@ -52,10 +65,14 @@ __all__ = [
     "RewardModel",
     "RewardOfParts",
     "Sampler",
+    "Schedule",
     "Stage",
     "StageRun",
     "Stateful",
+    "Step",
+    "Term",
     "Tokenizer",
     "Trainable",
     "ValueHead",
+    "World",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_kit.components import Part, StageRef
+from rlhf_kit.interfaces.engine import Engine
 from rlhf_kit.interfaces.memory import Memory
 from rlhf_kit.interfaces.tokenizer import Tokenizer
 
@@ -19,6 +20,10 @@ class Context(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """Of the model of the stage being built."""
+
+    @property
+    def engine(self) -> Engine:
+        """Of the run: who takes the optimizer steps. There before any memory strategy is built."""
 
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         """Of the model of another stage; see ``memory``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from rlhf_kit.types.samples import Row
 
@@ -22,3 +22,12 @@ class DataSource(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of all that the rows depend on, without reading them; cheap."""
+
+
+@runtime_checkable
+class DropsRows(Protocol):
+    """A data source that leaves out rows that cannot be used, and counts them."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Reason -> how many; reads the rows."""

@@ -20,10 +20,11 @@ class Tokenizer(Protocol):
         """Tokens of ``row["messages"]`` or ``row["prompt"]``, up to where the answer starts.
 
         They begin with ``begin_ids``. Here as below, nothing that the text says makes a control
-        token.
+        token. ``row["token_ids"]``, where a row has them, are its tokens as they are.
 
         Raises:
-            DataError: the template refuses the conversation, or content cannot be kept apart.
+            DataError: the template refuses the conversation, content cannot be kept apart, or an id
+                is out of range.
         """
 
     def response(self, text: str, *, finished: bool = True) -> list[int]:

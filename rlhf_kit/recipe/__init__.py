@@ -12,13 +12,13 @@ from rlhf_kit.recipe.dump import dump_yaml, filled, plain
 from rlhf_kit.recipe.load import read_recipe
 from rlhf_kit.recipe.overrides import apply_overrides
 from rlhf_kit.recipe.resolve import resolve
-from rlhf_kit.recipe.schema import Recipe, Stage
+from rlhf_kit.recipe.schema import Recipe, StageBlock
 from rlhf_kit.recipe.walk import refs_of
 from rlhf_kit.registry import Registry
 
 __all__ = [
     "Recipe",
-    "Stage",
+    "StageBlock",
     "apply_overrides",
     "dump_yaml",
     "filled",

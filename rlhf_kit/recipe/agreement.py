@@ -11,8 +11,9 @@ from rlhf_kit.option_fields import declared, key_of
 from rlhf_kit.recipe.document import Place
 from rlhf_kit.recipe.dump import plain
 from rlhf_kit.recipe.problems import Problems
-from rlhf_kit.recipe.schema import Recipe, Stage
+from rlhf_kit.recipe.schema import Recipe, StageBlock
 from rlhf_kit.recipe.walk import blocks_of, parts_of
+from rlhf_kit.seams import OWN
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LoadedRef:
     own: bool  # into the stage's own memory; else into that of whoever trained them
 
 
-def loaded_refs(stage: Stage) -> Iterator[LoadedRef]:
+def loaded_refs(stage: StageBlock) -> Iterator[LoadedRef]:
     """A stage's references that are declared with ``loads_into``, in its blocks and slots too."""
     for part in parts_of(stage.part):
         for place, block in blocks_of(part.options, tuple(part.key.split("."))):
@@ -47,7 +48,7 @@ def bound(part: Part) -> dict[str, Any]:
 
 
 def refuse_disagreement(recipe: Recipe, problems: Problems) -> None:
-    """Refuse a stage that starts from weights which its own backbone cannot load.
+    """Refuse a stage that starts from weights which its own memory cannot load.
 
     It would fail when it begins, after the stages before it have run.
     """
@@ -55,8 +56,12 @@ def refuse_disagreement(recipe: Recipe, problems: Problems) -> None:
         for loaded in loaded_refs(stage):
             if not loaded.own or loaded.ref.stage is None:
                 continue
-            blocks = zip(recipe.backbone(stage.id), recipe.backbone(loaded.ref.stage), strict=True)
-            for seam, (own, other) in zip(("model", "memory"), blocks, strict=True):
+            blocks = zip(
+                recipe.model_and_memory(stage.id),
+                recipe.model_and_memory(loaded.ref.stage),
+                strict=True,
+            )
+            for seam, (own, other) in zip(OWN, blocks, strict=True):
                 here, there = bound(own), bound(other)
                 if here == there:
                     continue

@@ -19,6 +19,7 @@ from rlhf_kit.recipe.folders import stage_folder
 from rlhf_kit.recipe.problems import Problems, in_short, known_keys, unknown_key
 from rlhf_kit.recipe.walk import blocks_of
 from rlhf_kit.registry import Registry, article
+from rlhf_kit.seams import DATA, NAMED
 
 # Stands in for what could not be resolved, so that the options around it are checked all the same.
 _STAND_IN = Part(Component("", "", ":"), Options(), "", "", "")
@@ -84,7 +85,7 @@ class Blocks:
         try:
             return self.registry.find(seam, name, self.document.where(at), dotted(at))
         except RlhfKitError as error:
-            if seam == "data" and name in self.scope.data and spelled_out:
+            if seam in NAMED and name in self.scope.data and spelled_out:
                 self.problems.add(
                     at, f"{name!r} is an entry of data:; set its options there, under data.{name}"
                 )
@@ -193,7 +194,7 @@ class Blocks:
                     values[key] = _STAND_IN
             elif key in values or default is not None:
                 # A data slot's default is an entry of `data:`, as a bare word in it would be.
-                block = values.get(key, default if extra["seam"] == "data" else {})
+                block = values.get(key, default if extra["seam"] in NAMED else {})
                 values[key] = self._slot(str(extra["seam"]), block, at, default) or _STAND_IN
             elif admits(field, type(None)):
                 values[key] = None
@@ -205,7 +206,7 @@ class Blocks:
                 values[key] = _STAND_IN
 
     def _slot(self, seam: str, block: Any, at: Place, default: str | None = None) -> Part | None:
-        if seam == "data" and isinstance(block, str):
+        if seam in NAMED and isinstance(block, str):
             return self._named(block, at)
         return self.part(seam, block, at, default)
 
@@ -219,7 +220,7 @@ class Blocks:
         entries = list(self.scope.data)
         what = f"{name!r} is no entry of data:{did_you_mean(name, entries)}"
         what += f"; entries: {', '.join(entries) or 'none'}"
-        if name.rpartition("/")[2] in self.registry.names("data"):
+        if name.rpartition("/")[2] in self.registry.names(DATA):
             what += f"; for the component write {{use: {name}, ...}}"
         self.problems.add(at, what)
         return None

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 Place = tuple[str, ...]
-"""Where a value stands: ("stages", "ppo", "kl_coef"). List items count from "0"."""
+"""Where a value stands: ("stages", "ppo", "kl", "coef"). List items count from "0"."""
 
 COMMAND_LINE = 0  # the "line" of a value that came from an override
 
 
 def dotted(place: Place) -> str:
-    """Return "stages.ppo.kl_coef"."""
+    """Return "stages.ppo.kl.coef"."""
     return ".".join(place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from rlhf_kit.components import Options, Part, StageRef
-from rlhf_kit.option_fields import key_of
+from rlhf_kit.components import Part, StageRef
 from rlhf_kit.recipe.schema import Recipe
+from rlhf_kit.recipe.walk import read_fields
 
 
 def filled(recipe: Recipe) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def filled(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "plugins": [str(path) for path in recipe.plugins],
         "model": block(recipe.model),
+        "engine": block(recipe.engine),
         "memory": block(recipe.memory),
         "data": {key: block(part) for key, part in recipe.data.items()},
         "observers": {key: block(part) for key, part in recipe.observers.items()},
@@ -62,24 +64,21 @@ def _options(part: Part, slot: Any) -> dict[str, Any]:
     return _model(part.options, slot)
 
 
-def _model(options: BaseModel, slot: Any) -> dict[str, Any]:
-    fields = type(options).model_fields
-    idle = options.idle() if isinstance(options, Options) else {}
+def _model(options: BaseModel, slot: Any, idle: Collection[str] = ()) -> dict[str, Any]:
     values = {
-        key_of(name, field): _value(getattr(options, name), slot)
-        for name, field in fields.items()
-        if key_of(name, field) not in idle
+        key: _value(getattr(options, name), slot, inside)
+        for name, key, inside in read_fields(options, idle)
     }
     return values | {k: _value(v, slot) for k, v in (options.model_extra or {}).items()}
 
 
-def _value(value: Any, slot: Any) -> Any:
+def _value(value: Any, slot: Any, idle: Collection[str] = ()) -> Any:
     if isinstance(value, Part):
         return slot(value)
     if isinstance(value, StageRef | Path):
         return str(value)
     if isinstance(value, BaseModel):
-        return _model(value, slot)
+        return _model(value, slot, idle)
     if isinstance(value, dict):
         return {str(key): _value(item, slot) for key, item in value.items()}
     if isinstance(value, list | tuple):

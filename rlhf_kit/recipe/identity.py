@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from pydantic_core import to_jsonable_python
 from rlhf_kit.components import Module, Options, Part, StageRef, effect_of
 from rlhf_kit.content import Contents, folder_hash
 from rlhf_kit.option_fields import key_of
+from rlhf_kit.recipe.walk import read_fields
 from rlhf_kit.run_folder import METRICS, RECORD
+from rlhf_kit.seams import FINGERPRINTED
 
 # What a stage folder holds besides its result.
 _NO_RESULT = (RECORD, METRICS, "checkpoints")
-# Their sources know which files of a folder they read, and say so by `fingerprint`.
-_FINGERPRINTED = ("model", "data")
 
 
 def identity(part: Part, now: Contents) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def identity(part: Part, now: Contents) -> dict[str, Any]:
     return {
         "use": f"{part.package}/{part.component.name}",
         "code": [attribute, now.source(target, whole_package=True)],
-        **_options(part.options, now, told=part.component.seam in _FINGERPRINTED),
+        **_options(part.options, now, told=part.component.seam in FINGERPRINTED),
     }
 
 
@@ -59,12 +59,13 @@ def _execution(options: BaseModel, before: str) -> Iterator[tuple[str, Any]]:
                 yield from _execution(item, place)
 
 
-def _options(options: BaseModel, now: Contents, *, told: bool = False) -> dict[str, Any]:
-    idle = options.idle() if isinstance(options, Options) else {}
+def _options(
+    options: BaseModel, now: Contents, *, told: bool = False, idle: Collection[str] = ()
+) -> dict[str, Any]:
     values = {
-        key_of(name, field): _value(getattr(options, name), now, told)
-        for name, field in type(options).model_fields.items()
-        if key_of(name, field) not in idle and _effect(options, name) == "identity"
+        key: _value(getattr(options, name), now, told, inside)
+        for name, key, inside in read_fields(options, idle)
+        if _effect(options, name) == "identity"
     }
     return values | {k: _value(v, now) for k, v in (options.model_extra or {}).items()}
 
@@ -75,7 +76,7 @@ def _effect(options: BaseModel, name: str) -> str:
     return effect_of(type(options), name)
 
 
-def _value(value: Any, now: Contents, told: bool = False) -> Any:
+def _value(value: Any, now: Contents, told: bool = False, idle: Collection[str] = ()) -> Any:
     if isinstance(value, Part):
         return identity(value, now)
     if isinstance(value, StageRef):
@@ -90,7 +91,7 @@ def _value(value: Any, now: Contents, told: bool = False) -> Any:
     if isinstance(value, Module):
         return {"module": str(value), "source": now.source(value, whole_package=True)}
     if isinstance(value, BaseModel):
-        return _options(value, now, told=told)
+        return _options(value, now, told=told, idle=idle)
     if isinstance(value, dict):
         return {str(key): _value(item, now) for key, item in value.items()}
     if isinstance(value, list | tuple):

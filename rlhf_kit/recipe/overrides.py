@@ -1,4 +1,4 @@
-"""Overrides from the command line: ``ppo.kl_coef=0.05``."""
+"""Overrides from the command line: ``ppo.kl.coef=0.05``."""
 
 from __future__ import annotations
 

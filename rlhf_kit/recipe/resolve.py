@@ -11,13 +11,15 @@ from pydantic import ValidationError
 
 from rlhf_kit.components import Part
 from rlhf_kit.errors import PluginError, RlhfKitError
+from rlhf_kit.option_fields import block_default
 from rlhf_kit.recipe.agreement import refuse_disagreement
 from rlhf_kit.recipe.blocks import Blocks, Scope
 from rlhf_kit.recipe.document import Document, Place, shown
 from rlhf_kit.recipe.problems import Problems
-from rlhf_kit.recipe.schema import Recipe, RecipeFile, Stage
+from rlhf_kit.recipe.schema import Recipe, RecipeFile, StageBlock
 from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.registry import Registry
+from rlhf_kit.seams import DATA, ENGINE, MEMORY, MODEL, STAGE
 
 
 def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()) -> Recipe:
@@ -32,13 +34,14 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
     blocks.scope.produces = _produces(blocks)
     data = _data(blocks)
     blocks.scope.earlier = []
-    model = _top(blocks, "model")
-    memory = _top(blocks, "memory")
+    model = _top(blocks, MODEL)
+    engine = _top(blocks, ENGINE)
+    memory = _top(blocks, MEMORY)
     observers = _observers(blocks)
     stages = _stages(blocks)
     _refuse_unused(blocks, data, stages)
     problems.raise_if_any()
-    assert model is not None and memory is not None
+    assert model is not None and engine is not None and memory is not None
 
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", document.path.stem)
     recipe = Recipe(
@@ -47,6 +50,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
         seed=int(document.values.get("seed", 0)),
         plugins=list(plugins),
         model=model,
+        engine=engine,
         memory=memory,
         data={name: part for name, part in data.items() if part is not None},
         observers=observers,
@@ -64,7 +68,7 @@ def _produces(blocks: Blocks) -> dict[str, str | None]:
     quiet = Blocks(blocks.document, blocks.registry, Problems(blocks.document))
     found: dict[str, str | None] = {}
     for name, block in _section(blocks, "stages").items():
-        component = quiet.component("stage", block, ("stages", name))
+        component = quiet.component(STAGE, block, ("stages", name))
         found[name] = component[0].produces if component else None
     return found
 
@@ -77,7 +81,9 @@ def _section(blocks: Blocks, key: str) -> dict[str, Any]:
 def _top(blocks: Blocks, seam: str) -> Part | None:
     if blocks.problems.at((seam,)):
         return None  # missing, or not a block: said already
-    return blocks.part(seam, blocks.document.values[seam], (seam,))
+    default = block_default(RecipeFile.model_fields[seam]) or {}
+    block = blocks.document.values.get(seam, default)
+    return blocks.part(seam, block, (seam,), default.get("use"))
 
 
 def _data(blocks: Blocks) -> dict[str, Part | None]:
@@ -86,7 +92,7 @@ def _data(blocks: Blocks) -> dict[str, Part | None]:
     for name, block in _section(blocks, "data").items():
         place = ("data", name)
         blocks.scope.data = dict(entries)
-        entries[name] = None if blocks.problems.at(place) else blocks.part("data", block, place)
+        entries[name] = None if blocks.problems.at(place) else blocks.part(DATA, block, place)
     blocks.scope.data = entries
     return entries
 
@@ -101,17 +107,19 @@ def _observers(blocks: Blocks) -> dict[str, Part]:
     return found
 
 
-def _stages(blocks: Blocks) -> dict[str, Stage]:
-    stages: dict[str, Stage] = {}
+def _stages(blocks: Blocks) -> dict[str, StageBlock]:
+    stages: dict[str, StageBlock] = {}
     scope: Scope = blocks.scope
     scope.earlier = []
     for name, block in _section(blocks, "stages").items():
         place = ("stages", name)
-        part = None if blocks.problems.at(place) else blocks.part("stage", block, place)
+        part = None if blocks.problems.at(place) else blocks.part(STAGE, block, place)
         if part is not None:
             named = {ref.stage for ref in refs_of(part) if ref.stage is not None}
             _check_data_order(blocks, named, place)
-            stages[name] = Stage(name, part, [other for other in scope.earlier if other in named])
+            stages[name] = StageBlock(
+                name, part, [other for other in scope.earlier if other in named]
+            )
         scope.earlier.append(name)
     return stages
 
@@ -124,7 +132,9 @@ def _check_data_order(blocks: Blocks, named: set[str], place: Place) -> None:
         )
 
 
-def _refuse_unused(blocks: Blocks, data: dict[str, Part | None], stages: dict[str, Stage]) -> None:
+def _refuse_unused(
+    blocks: Blocks, data: dict[str, Part | None], stages: dict[str, StageBlock]
+) -> None:
     """Named data must be in some stage's slot, or below a block that is."""
     if blocks.problems:
         return  # a block that is wrong may be the one that uses it
@@ -162,7 +172,7 @@ def _ask_plugins(recipe: Recipe, document: Document, registry: Registry) -> None
 
 
 def _add_text(problems: Problems, document: Document, text: str) -> None:
-    """Give a plugin's "stages.ppo.kl_coef: too high; ..." the line of that key."""
+    """Give a plugin's "stages.ppo.kl.coef: too high; ..." the line of that key."""
     key, colon, what = text.partition(": ")
     place = tuple(key.split("."))
     known = colon and place[0] in RecipeFile.model_fields and " " not in key

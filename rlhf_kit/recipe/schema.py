@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from rlhf_kit.components import Part
+from rlhf_kit.components import Options, Part
+from rlhf_kit.seams import MEMORY, MODEL, OWN
 
 
 def _identifier(text: str) -> str:
@@ -49,7 +50,10 @@ class RecipeFile(BaseModel):
     name: Identifier = Field("", description="name of the run; default: the file's name")
     seed: int = Field(0, ge=0, description="seed of everything random")
     plugins: list[str] = Field([], description="plugin files, relative to the recipe")
-    model: Block = Field(description="the backbone and its tokenizer")
+    model: Block = Field(description="the pretrained model and its tokenizer")
+    engine: Block = Field(
+        {"use": "single"}, description="who takes the optimizer steps, over which ranks"
+    )
     memory: Block = Field(description="how policy, reference, value and reward share memory")
     data: Annotated[dict[Identifier, Block], BeforeValidator(_empty_if_null)] = Field(
         {}, description="named data, for the data slots of stages"
@@ -66,7 +70,7 @@ TOP_LEVEL = tuple(RecipeFile.model_fields)
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageBlock:
     """One stage of a recipe; ``needs`` are the earlier stages it reads artifacts of."""
 
     id: str
@@ -83,22 +87,28 @@ class Recipe:
     seed: int
     plugins: list[Path]  # absolute, with those of the command line
     model: Part
+    engine: Part
     memory: Part
     data: dict[str, Part]
     observers: dict[str, Part]
-    stages: dict[str, Stage]
+    stages: dict[str, StageBlock]
     ambiguous: frozenset[tuple[str, str]] = frozenset()  # (seam, name) that need `package/name`
 
-    def backbone(self, stage: str | None) -> tuple[Part, Part]:
+    def model_and_memory(self, stage: str | None) -> tuple[Part, Part]:
         """The model and memory blocks of a stage: its own where it has them, else the recipe's.
 
         A stage has its own where its options have a slot ``model`` or ``memory`` of that seam.
         """
-        options = None if stage is None else self.stages[stage].part.options
+        own = {} if stage is None else _own(self.stages[stage].part.options)
+        return own.get(MODEL, self.model), own.get(MEMORY, self.memory)
 
-        def own(seam: str) -> Part | None:
-            block = getattr(options, seam, None)
-            fits = isinstance(block, Part) and block.component.seam == seam
-            return block if fits else None
 
-        return own("model") or self.model, own("memory") or self.memory
+def _own(options: Options) -> dict[str, Part]:
+    """The parts in slots that are called like their seam, by seam."""
+    slots = [name for name in OWN if name in type(options).model_fields]
+    parts = {name: getattr(options, name) for name in slots}
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, Part) and part.component.seam == name
+    }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
-from rlhf_kit.components import Part, StageRef
+from rlhf_kit.components import Options, Part, StageRef
 from rlhf_kit.option_fields import key_of
 from rlhf_kit.recipe.document import Place
 
@@ -37,6 +37,22 @@ def blocks_of(value: Any, place: Place = ()) -> Iterator[tuple[Place, BaseModel]
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from blocks_of(item, (*place, str(index)))
+
+
+def read_fields(
+    options: BaseModel, above: Collection[str] = ()
+) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Yield name and key of each field that something reads, and what is idle in the block there.
+
+    Args:
+        above: keys, dotted, that the blocks around ``options`` make idle in it.
+    """
+    idle = {*above, *(options.idle() if isinstance(options, Options) else ())}
+    for name, field in type(options).model_fields.items():
+        key = key_of(name, field)
+        if key not in idle:
+            inside = f"{key}."
+            yield name, key, frozenset(k[len(inside) :] for k in idle if k.startswith(inside))
 
 
 def _walk(value: Any) -> Iterator[Part | StageRef]:

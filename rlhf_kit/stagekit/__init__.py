@@ -1,1 +1,71 @@
-"""What stages are made of."""
+"""What stages are made of: public, for authors of stages.
+
+Data, before any model is loaded: ``PromptSet`` (prompts), ``answered`` (prompts with responses),
+``text_blocks`` (running text), ``read_comparisons``, ``read_pairs``, ``read_labelled`` (rankings),
+and ``LeftOut``, which tells what of it is not used; endless streams of it are ``Cycle``,
+``PromptStream`` and ``TextStream``. Sampling: ``sample``, with ``Endings``; ``score``. Training:
+a ``Term`` per loss, ``fit`` for whole passes over data, ``pair_inputs`` and ``labelled_inputs``;
+the optimizer and its steps are the engine's (``context.engine``). Around them: ``Best`` (best
+weights), ``Journal`` and ``in_chunks`` (work that grows a list), ``perplexity``, ``load_models``
+and ``try_out`` (a reward, called early).
+"""
+
+from rlhf_kit.engine.minibatch import Cycle, minibatches
+from rlhf_kit.engine.scoring import Scores, load_models, score, try_out
+from rlhf_kit.interfaces import ParameterGroup, Term
+from rlhf_kit.ops.sequence import by_length
+from rlhf_kit.stagekit.batches import answered, held_out_blocks, read_comparisons, text_blocks
+from rlhf_kit.stagekit.best import Best
+from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.fit import fit
+from rlhf_kit.stagekit.journal import Journal, in_chunks
+from rlhf_kit.stagekit.left_out import LeftOut
+from rlhf_kit.stagekit.pairs import (
+    Labelled,
+    Pairs,
+    every_row,
+    labelled_inputs,
+    pair_inputs,
+    read_labelled,
+    read_pairs,
+    response_logprobs,
+)
+from rlhf_kit.stagekit.perplexity import perplexity
+from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.streams import PromptStream, TextStream
+
+__all__ = [
+    "Best",
+    "Cycle",
+    "Endings",
+    "Journal",
+    "Labelled",
+    "LeftOut",
+    "Pairs",
+    "ParameterGroup",
+    "PromptSet",
+    "PromptStream",
+    "Scores",
+    "Term",
+    "TextStream",
+    "answered",
+    "by_length",
+    "every_row",
+    "fit",
+    "held_out_blocks",
+    "in_chunks",
+    "labelled_inputs",
+    "load_models",
+    "minibatches",
+    "pair_inputs",
+    "perplexity",
+    "read_comparisons",
+    "read_labelled",
+    "read_pairs",
+    "response_logprobs",
+    "sample",
+    "score",
+    "text_blocks",
+    "try_out",
+]

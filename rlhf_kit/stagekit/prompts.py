@@ -12,12 +12,7 @@ from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.types import Prompts, Ragged
-from rlhf_kit.types.samples import Row
-
-
-def asked(row: Row) -> str:
-    """What a row asks, for a person to read: its prompt, or the last message."""
-    return str(row.get("prompt") or row["messages"][-1]["content"])
+from rlhf_kit.types.samples import Row, asked
 
 
 def shown(row: Row) -> str:

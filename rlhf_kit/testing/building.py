@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_kit.components import Component, Part, StageRef
 from rlhf_kit.context import construct
-from rlhf_kit.interfaces import Memory, Tokenizer
+from rlhf_kit.interfaces import Engine, Memory, Tokenizer
 from rlhf_kit.option_fields import over_defaults
 from rlhf_kit.testing.stand_ins import none_if_nothing, stand_in
 
@@ -24,19 +24,30 @@ class ToyContext:
         tokenizer: for components that ask for one.
         folder: where references to stages point to: ``folder / stage``.
         seed: of the run.
+        engine: for components that train.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None = None, folder: Path = Path(), seed: int = 0
+        self,
+        tokenizer: Tokenizer | None = None,
+        folder: Path = Path(),
+        seed: int = 0,
+        engine: Engine | None = None,
     ) -> None:
         self.stage, self.seed = "toy", seed
-        self._tokenizer, self._folder = tokenizer, folder
+        self._tokenizer, self._folder, self._engine = tokenizer, folder, engine
 
     @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             raise AssertionError("this ToyContext has no tokenizer; pass one to its constructor")
         return self._tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise AssertionError("this ToyContext has no engine; pass one to its constructor")
+        return self._engine
 
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self.tokenizer

@@ -17,6 +17,7 @@ from rlhf_kit.components import Component, Options
 from rlhf_kit.errors import PluginError
 from rlhf_kit.option_fields import block_model, declared, models_in, over_defaults
 from rlhf_kit.plugins import one_line
+from rlhf_kit.seams import STAGE
 from rlhf_kit.testing.sentences import require
 from rlhf_kit.testing.stand_ins import stand_in
 
@@ -40,7 +41,7 @@ def check_component(component: Component) -> None:
         f"{name}: has no summary; `rlhf-kit plugins list` shows one line about each component",
     )
     require(
-        not component.produces or component.seam == "stage",
+        not component.produces or component.seam == STAGE,
         f"{name}: only stages produce artifacts; leave produces empty",
     )
     _check_options(name, component.options)
@@ -136,7 +137,7 @@ def _check_target(name: str, component: Component) -> None:
 @functools.cache
 def _needs_torch(module: str) -> str:
     """Import a module, in a process of its own; return what is wrong, or ""."""
-    code = _PROBE.format(module=module, path=_file_of(module))
+    code = _IMPORTING.format(module=module, path=_file_of(module))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
@@ -154,7 +155,7 @@ def _file_of(module: str) -> str:
     return str(Path(sys.modules[module].__file__ or "")) if module in sys.modules else ""
 
 
-_PROBE = """
+_IMPORTING = """
 import importlib, importlib.util, sys
 if {path!r}:
     spec = importlib.util.spec_from_file_location({module!r}, {path!r})

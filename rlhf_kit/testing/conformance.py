@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from rlhf_kit.interfaces import (
     RewardFn,
     Stateful,
 )
+from rlhf_kit.ops.sequence import with_place_after_end
 from rlhf_kit.testing.compare import (
     GARBAGE,
     clean_masks,
@@ -34,9 +35,10 @@ from rlhf_kit.testing.compare import (
     widened,
 )
 from rlhf_kit.testing.inputs import made_up_experience
+from rlhf_kit.testing.losses import map_places, map_rows
 from rlhf_kit.testing.sentences import named, require
 from rlhf_kit.testing.toy import made_up_samples
-from rlhf_kit.types import Advantages, Samples
+from rlhf_kit.types import Advantages, Experience, Samples
 
 
 def check_reward(
@@ -141,77 +143,96 @@ def check_advantage(
 
     Padding (dirty or longer), the order of the rows and the numbers of the groups change nothing;
     the experience is not written to. The rewards come in groups of three responses to one prompt,
-    the members of a group apart from each other. ``needs`` are its component's: without "values"
-    it gets ``values=None``, and with it other values must give something else.
+    the members of a group apart from each other, and most rows have a place after their end.
+    ``needs`` are its component's: without "values" it gets ``values=None``, and with it other
+    values must give something else.
     """
     name = named(estimator)
-    needs_values = "values" in needs
-    generator = torch.Generator().manual_seed(seed)
-    mask = clean_masks(9, 5, generator)
-    rewards, values = torch.randn((2, 9, 5), generator=generator)
-    group = torch.arange(9) % 3
-
-    def run(
-        rewards: Tensor, values: Tensor, mask: Tensor, group: Tensor, what: str
-    ) -> tuple[Tensor, Tensor]:
-        given = [x.clone() for x in (rewards, values, mask, group)]
-        try:
-            out = estimator(
-                made_up_experience(
-                    given[0],
-                    given[2],
-                    values=given[1] if needs_values else None,
-                    group=given[3],
-                )
-            )
-        except Exception as error:
-            hint = "" if needs_values else "; values is None, since needs does not have 'values'"
-            raise AssertionError(
-                f"{name} raised {type(error).__name__}: {error} ({what}{hint})"
-            ) from error
-        require(isinstance(out, Advantages), f"{name} should return rlhf_kit.types.Advantages")
-        for before, after in zip((rewards, values, mask, group), given, strict=True):
-            unchanged = torch.equal(before.nan_to_num(), after.nan_to_num())
-            require(unchanged, f"{name} wrote into its inputs; make a copy instead")
-        for part, x in (("advantages", out.advantages), ("returns", out.returns)):
-            float32(x, list(mask.shape), f"{name}: {part}")
-            finite(x, f"{name}: {part} are not finite ({what})")
-            require(not x.requires_grad, f"{name}: {part} should carry no gradient")
-            require(
-                bool((x[~mask] == 0).all()),
-                f"{name}: {part} should be 0 where mask is False ({what})",
-            )
-        return out.advantages, out.returns
+    given = _experience(torch.Generator().manual_seed(seed), with_values="values" in needs)
+    whole = _credited(estimator, given, "ordinary inputs")
 
     def agree(found: tuple[Tensor, Tensor], what: str) -> None:
         for part, x, y in zip(("advantages", "returns"), found, whole, strict=True):
             same(x, y, f"{name}: {what} changed {part}")
 
-    what = "ordinary inputs"
-    whole = run(rewards, values, mask, group, what)
-    agree(run(rewards, values, mask, group, what), "a second call with the same inputs")
+    what = "a second call with the same inputs"
+    agree(_credited(estimator, given, what), what)
     for garbage in GARBAGE:
-        what = f"{garbage} in the padding of rewards and values"
-        dirty = [dirtied(x, mask, garbage) for x in (rewards, values)]
+        what = f"{garbage} in the padding of rewards, values and log-probabilities"
         hint = " (mask the reward, the next value and what is carried from later tokens)"
-        agree(run(dirty[0], dirty[1], mask, group, what), what + hint)
+        agree(_credited(estimator, _dirty(given, garbage), what), what + hint)
     what = "three more columns of padding"
-    wide = run(widened(rewards, 3), widened(values, 3), widened(mask, 3), group, what)
+    wide = _credited(estimator, map_places(given, lambda x: widened(x, 3)), what)
     agree((wide[0][:, :5], wide[1][:, :5]), what)
     what, order = "another order of the rows", torch.tensor([8, 2, 5, 0, 1, 7, 6, 3, 4])
-    found = run(rewards[order], values[order], mask[order], group[order], what)
+    found = _credited(estimator, map_rows(given, lambda x: x[order]), what)
     back = order.argsort()
     hint = " (rows of a group need not be neighbours: go by group)"
     agree((found[0][back], found[1][back]), what + hint)
     what = "other numbers for the same groups"
-    agree(run(rewards, values, mask, 100 - 7 * group, what), what)
-    if needs_values:
-        other = run(rewards, values + 1.0, mask, group, "other values")[0]
+    agree(_credited(estimator, replace(given, group=100 - 7 * given.group), what), what)
+    if given.values is not None:
+        other = _credited(estimator, replace(given, values=given.values + 1.0), "other values")[0]
         require(
             not torch.equal(other, whole[0]),
             f'{name}: other values give the same advantages; take "values" out of its '
             "component's needs, or a critic is trained for nothing",
         )
+
+
+def _experience(generator: torch.Generator, *, with_values: bool) -> Experience:
+    mask = clean_masks(9, 5, generator)
+    places = with_place_after_end(mask)
+    rewards, values, old, reference = torch.randn((4, 9, 5), generator=generator)
+    made_up = made_up_experience(
+        torch.where(places, rewards, 0.0),
+        mask,
+        values=values if with_values else None,
+        group=torch.arange(9) % 3,
+        logprobs=-old.abs(),
+        reference_logprobs=-reference.abs(),
+    )
+    return replace(made_up, scores=made_up.rewards.sum(1), places=places)
+
+
+def _dirty(given: Experience, garbage: float) -> Experience:
+    """Garbage of opposite signs, so that a difference of two fields does not cancel."""
+    return replace(
+        given,
+        rewards=dirtied(given.rewards, given.places, garbage),
+        values=None if given.values is None else dirtied(given.values, given.places, garbage),
+        logprobs=dirtied(given.logprobs, given.mask, garbage),
+        reference_logprobs=dirtied(given.reference_logprobs, given.mask, -garbage),
+    )
+
+
+def _credited(estimator: AdvantageEstimator, given: Experience, what: str) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, both [B, R]."""
+    name, passed = named(estimator), map_rows(given, torch.clone)
+    try:
+        out = estimator(passed)
+    except Exception as error:
+        hint = "; values is None, since needs does not have 'values'"
+        raise AssertionError(
+            f"{name} raised {type(error).__name__}: {error} "
+            f"({what}{hint if given.values is None else ''})"
+        ) from error
+    require(isinstance(out, Advantages), f"{name} should return rlhf_kit.types.Advantages")
+    for f in fields(given):
+        before, after = getattr(given, f.name), getattr(passed, f.name)
+        require(
+            before is None or torch.equal(before.nan_to_num(), after.nan_to_num()),
+            f"{name} wrote into experience.{f.name}; make a copy instead",
+        )
+    for part, x in (("advantages", out.advantages), ("returns", out.returns)):
+        float32(x, list(given.mask.shape), f"{name}: {part}")
+        finite(x, f"{name}: {part} are not finite ({what})")
+        require(not x.requires_grad, f"{name}: {part} should carry no gradient")
+        require(
+            bool((x[~given.places] == 0).all()),
+            f"{name}: {part} should be 0 where experience.places is False ({what})",
+        )
+    return out.advantages, out.returns
 
 
 def check_normalizer(normalizer: Normalizer, *, seed: int = 0) -> None:

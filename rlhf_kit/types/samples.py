@@ -16,6 +16,13 @@ from rlhf_kit.types.shapes import joined, width_of
 Row = dict[str, Any]
 
 
+def asked(row: Row) -> str:
+    """What a row asks, for a person to read: its prompt, its last message, or its token ids."""
+    if "token_ids" in row:
+        return " ".join(map(str, row["token_ids"]))
+    return str(row.get("prompt") or row["messages"][-1]["content"])
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
     """B prompts, left-padded so that every response starts in the same column."""

@@ -208,6 +208,9 @@ class BrokenGAE:
             advantages = advantages - sums[:, None]
         if "batch width" in self.mistakes:
             advantages = advantages - advantages.mean()
+        if "unmasked KL" in self.mistakes:
+            kl = experience.logprobs - experience.reference_logprobs
+            advantages = advantages - kl.nan_to_num()
         if "dirty output" not in self.mistakes:
             advantages = torch.where(mask, advantages, 0.0)
         else:
@@ -225,11 +228,12 @@ def test_the_right_gae_passes() -> None:
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
-        ("unmasked delta", "in the padding of rewards and values"),
+        ("unmasked delta", "in the padding of rewards, values and log-probabilities"),
         ("neighbours", "go by group"),
         ("batch width", "three more columns of padding"),
-        ("in place", "wrote into its inputs"),
-        ("dirty output", "should be 0 where mask is False"),
+        ("in place", "wrote into experience.group"),
+        ("dirty output", "should be 0 where experience.places is False"),
+        ("unmasked KL", "in the padding of rewards, values and log-probabilities"),
         ("double", "advantages should be float32, got torch.float64"),
         ("no values", "other values give the same advantages"),
     ],

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from rlhf_kit_engines.options import SingleOptions
+from rlhf_kit_engines.single import Single
 from rlhf_kit_policy_gradient.control import FixedKL, KLLimit
 from rlhf_kit_policy_gradient.experience import Normalizers
 from rlhf_kit_policy_gradient.gae import GAE
@@ -39,6 +41,7 @@ from torch import Tensor
 
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, cosine
 from rlhf_kit.engine.seeding import derive_seed
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.testing import TabularPolicy, TabularSampler, hollow_part
 from rlhf_kit.types import LossOutput, PolicyLossInputs, Prompts, SampledUnits, Samples, Sampling
 
@@ -171,6 +174,7 @@ def ppo(
     """PPO-ptx as a stage builds it, without a critic to learn and without normalisation."""
     value: Any = other.pop("value", ZeroCritic())
     given: dict[str, Any] = {
+        "engine": Single(SingleOptions()),
         "policy": policy,
         "reference": policy.reference(),
         "sampler": Enumerated(),
@@ -179,7 +183,7 @@ def ppo(
         "reward": reward,
         "advantage": GAE(GAEOptions(discount=1.0, lam=1.0)),
         "policy_loss": Expected(),
-        "beta": Beta(beta, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {})),
+        "beta": Beta(beta, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {}), OneProcess()),
         "normalizers": Normalizers(),
         "critic": CriticPart(value, ClippedValue(ClipOptions()), chosen.critic.coef),
     }

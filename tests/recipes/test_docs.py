@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import textwrap
 import types
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def test_the_tutorial_reward_works(tmp_path: Path) -> None:
 
 
 def test_the_plugin_of_the_authors_page_works() -> None:
-    declared, implemented, tested, _ = blocks(AUTHORS, "python")
+    declared, implemented, tested = map(
+        code_with, ("def rlhf_components", "class Length:", "def test_")
+    )
     plugin: dict[str, Any] = {"__name__": "my_package.plugin"}
     exec(declared, plugin)
     (component,) = plugin["rlhf_components"]()
@@ -118,7 +121,7 @@ def test_the_observer_of_the_authors_page_works(tmp_path: Path) -> None:
     from rlhf_kit.testing import made_up_samples
     from rlhf_kit.types import Rollout
 
-    watching = blocks(AUTHORS, "python")[-1]
+    watching = code_with("class Lengths")
     module: dict[str, Any] = {"__name__": "lengths"}
     exec(watching, module)
     samples = made_up_samples(["one two", "one"])
@@ -128,6 +131,42 @@ def test_the_observer_of_the_authors_page_works(tmp_path: Path) -> None:
     observer.rollout_collected("ppo", 3, rollout)
     mean = samples.mask.sum(1).float().mean().item()
     assert (tmp_path / "talk/lengths.csv").read_text() == f"ppo,3,{mean}\n"
+
+
+def code_with(text: str) -> str:
+    (found,) = [code for code in blocks(AUTHORS, "python") if text in code]
+    return found
+
+
+def class_of(name: str) -> Any:
+    """The class of that name on the authors' page."""
+    module: dict[str, Any] = {}
+    exec(code_with(f"class {name}:"), module)
+    return module[name]
+
+
+def test_the_loss_of_the_authors_page_works() -> None:
+    from rlhf_kit.testing import check_pair_loss
+    from rlhf_kit.types import PairInputs
+
+    loss = class_of("DPO")(types.SimpleNamespace(beta=0.5))
+    check_pair_loss(loss)
+    there, five = torch.tensor([True]), torch.tensor([5])
+    chosen, rejected = torch.tensor([-3.0]), torch.tensor([-5.0])
+    output = loss(PairInputs(chosen, rejected, chosen + 1, rejected + 2, five, five, there))
+    # Log-ratios -1 and -2: log(1 + exp(-0.5 (-1 + 2))).
+    assert output.total.item() == pytest.approx(0.4740769841801067)
+    assert output.stats["accuracy"].item() == 1.0
+
+
+def test_the_estimator_of_the_authors_page_works() -> None:
+    from rlhf_kit.testing import check_advantage, made_up_experience
+
+    estimator = class_of("GroupMean")(None)
+    check_advantage(estimator)
+    rewards, mask = torch.tensor([[1.0], [5.0], [2.0]]), torch.ones((3, 1), dtype=torch.bool)
+    found = estimator(made_up_experience(rewards, mask, group=torch.tensor([4, 9, 4])))
+    assert found.advantages.tolist() == [[-0.5], [0.0], [0.5]]
 
 
 def test_every_hook_is_documented() -> None:
@@ -143,3 +182,20 @@ def test_every_event_is_documented() -> None:
     for name, event in events.items():
         arguments = ", ".join(list(inspect.signature(event).parameters)[1:])
         assert f"| `{name}({arguments})` |" in AUTHORS, name
+
+
+def test_the_architecture_page_shows_the_loop_as_it_is() -> None:
+    from rlhf_kit_policy_gradient.ppo import PPOPtx
+
+    page = (ROOT / "docs/architecture.md").read_text()
+    (shown,) = blocks(page, "python")
+    assert shown == textwrap.dedent(inspect.getsource(PPOPtx.step))
+
+
+def test_the_architecture_page_names_every_folder() -> None:
+    (tree,) = re.findall(
+        r"```\n(rlhf_kit/.*?)```", (ROOT / "docs/architecture.md").read_text(), re.S
+    )
+    folders = {p.parent.name for p in (ROOT / "rlhf_kit").glob("*/__init__.py")}
+    plugins = {p.name for p in (ROOT / "plugins").iterdir() if p.is_dir()}
+    assert {f for f in folders | plugins if f"{f}/" not in tree} == set()

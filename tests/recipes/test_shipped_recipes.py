@@ -33,7 +33,7 @@ SMALL = (
     "ppo.rollout_batch=8",
     "ppo.minibatch=4",
     "ppo.sampling.max_new_tokens=8",
-    "ppo.ptx_length=32",
+    "ppo.ptx.length=32",
     "ppo.optimizer={learning_rate: 1e-2, warmup_steps: 0}",
     "evaluate.samples_per_prompt=1",
     "evaluate.sampling.max_new_tokens=8",
@@ -177,7 +177,7 @@ def test_published_recipe_runs_two_steps(
         changes.append(f"reward_model.model={small}")
         changes.append("reward_model.memory={use: full, dtype: float32, device: cpu}")
     if "ptx_length" in text:
-        changes += ["ppo.ptx_length=32", "ppo.ptx_per_episode=0.5"]
+        changes += ["ppo.ptx.length=32", "ppo.ptx.per_episode=0.5"]
         changes += ["evaluate.pretraining_length=64", "evaluate.pretraining_tokens=256"]
     recipe, loaded, _ = open_recipe(path, changes)
     summary = run_recipe(recipe, loaded, out=tmp_path / "run", plain=True)
@@ -301,5 +301,5 @@ def test_toy_recipe_of_the_fixtures_is_right(toy_recipe: Callable[..., Path]) ->
     recipe, _, _ = open_recipe(toy_recipe("lora", ppo={"steps": 7}, seed=9))
     assert list(recipe.stages) == ["sft", "collect", "reward_model", "ppo", "evaluate"]
     options: Any = recipe.stages["ppo"].part.options
-    assert (options.steps, options.kl_coef, recipe.seed) == (7, 0.02, 9)
+    assert (options.steps, options.kl.coef, recipe.seed) == (7, 0.02, 9)
     assert CONTEXT == 256

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.testing import TabularPolicy
+from rlhf_kit.testing import TabularPolicy, TabularSampler
 from rlhf_kit.types import LossOutput, Masked, Prompts, Samples, Sampling, TextBatch
 
 
@@ -54,8 +54,9 @@ class Poison(NLL):
 
 def sampled(policy: TabularPolicy, rows: int = 10) -> Samples:
     one = torch.zeros((rows, 1), dtype=torch.long)
-    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * rows, torch.arange(rows))
-    return policy.generate(prompts, Sampling(3, 1.0, torch.Generator().manual_seed(3)))
+    order = torch.arange(rows)
+    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * rows, order, order)
+    return TabularSampler()(policy, prompts, Sampling(3, 1.0, key=3))
 
 
 def texts() -> TextBatch:

@@ -15,11 +15,10 @@ from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.tokenizer import ChatTokenizer, reading
 from rlhf_kit_hf.trained_reward import TrainedReward
 from tokenizers import processors
-from toys import prompts, toy_tokenizer
+from toys import prompts, respond, toy_tokenizer
 from transformers import AutoModelForCausalLM
 
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.types import Sampling
 
 batches: Any = importlib.import_module("rlhf_kit.stagekit.batches")
 WITH = [form.name for form in FORMS if form.begin is not None]
@@ -145,11 +144,7 @@ def test_a_reward_model_reads_it_too(tmp_path: Path) -> None:
 
     context = StageContext(RunContext(_recipe(tmp_path, folder), tmp_path / "run"), "sft")
     asked = prompts(context.tokenizer)
-    samples = (
-        context.memory()
-        .policy(None)
-        .generate(asked, Sampling(5, 1.0, torch.Generator().manual_seed(0)))
-    )
+    samples = respond(context.memory().policy(None), asked, 5)
     reward: Any = TrainedReward.__new__(TrainedReward)
     reward._start, reward._context = None, context
     texts = reward._texts(samples)

@@ -89,17 +89,25 @@ def test_without_weights_the_stage_that_loads_them_says_so(
 @pytest.mark.parametrize(
     ("override", "key", "says"),
     [
-        ({"ppo": {"kl_coeff": 0.1}}, "ppo.kl_coeff", "unknown key; did you mean 'kl_coef'?"),
+        ({"ppo": {"kl": {"coeff": 0.1}}}, "ppo.kl.coeff", "unknown key; did you mean 'coef'?"),
         (
             {"ppo": {"optimizer": {"learning_rat": 1}}},
             "ppo.optimizer.learning_rat",
             "did you mean 'learning_rate'?",
         ),
         ({"ppo": {"steps": "many"}}, "ppo.steps", "is 'many'; should be a valid integer"),
-        ({"ppo": {"kl_coef": [1, 2]}}, "ppo.kl_coef", "should be a valid number"),
-        ({"ppo": {"kl_coef": -1}}, "ppo.kl_coef", "is -1; should be greater than or equal to 0"),
+        ({"ppo": {"kl": {"coef": [1, 2]}}}, "ppo.kl.coef", "should be a valid number"),
+        (
+            {"ppo": {"kl": {"coef": -1}}},
+            "ppo.kl.coef",
+            "is -1; should be greater than or equal to 0",
+        ),
         ({"collect": {"completions": 1}}, "collect.completions", "is 1; should be greater"),
-        ({"ppo": {"value": {"use": "linera"}}}, "ppo.value.use", "did you mean 'linear'?"),
+        (
+            {"ppo": {"critic": {"value": {"use": "linera"}}}},
+            "ppo.critic.value.use",
+            "did you mean 'linear'?",
+        ),
         ({"sft": {"use": "sfft"}}, "sft.use", "no stage is called 'sfft'; did you mean 'sft'?"),
         ({"reward_model": {"from": "stf"}}, "reward_model.from", "did you mean 'sft'?"),
         ({"reward_model": {"from": "ppo"}}, "reward_model.from", "'ppo' is not an earlier stage"),
@@ -179,7 +187,7 @@ def test_a_missing_data_file(broken: Any, tmp_path: Path, name: str) -> None:
         ('{"prompt": "a", "response": ""}', "response: is empty"),
         ('{"prompt": "", "response": "b"}', "prompt: is empty"),
         ('{"prompt": "a"}', "response: Field required"),
-        ('{"response": "b"}', "give exactly one of prompt and messages"),
+        ('{"response": "b"}', "give exactly one of prompt, messages and token_ids"),
         ('{"prompt": 5, "response": "b"}', "prompt: Input should be a valid string"),
         ('["a", "b"]', "valid dictionary"),
         ('{"prompt": "a", "response": "b", "split": "trian"}', "split: .*'train'"),
@@ -227,9 +235,13 @@ def test_a_demonstration_longer_than_the_context(broken: Any, tmp_path: Path) ->
     [
         ("return [float('nan')] * len(responses)", 4, "score nan for response 0 of 2"),
         ("return [1.0, float('inf')]", 4, "score inf for response 1 of 2"),
-        ("return [0.5]", 4, r"one score per response, shape \[2\], got \[1\]"),
-        ("return [[0.5]] * len(responses)", 4, r"shape \[2\], got \[2, 1\]"),
-        ("return 0.5", 4, r"shape \[2\], got \[\]"),
+        ("return [0.5]", 4, r"shape \[2\], or per token, \[2, 3\]; got \[1\]"),
+        (
+            "return [[0.5]] * len(responses)",
+            4,
+            r"shape \[2\], or per token, \[2, 3\]; got \[2, 1\]",
+        ),
+        ("return 0.5", 4, r"one score per response, shape \[2\], or .*; got \[\]"),
         ("return responses", 2, r"reward\.py:reward: \w+Error: "),
         ("return [1 / 0]", 2, r"reward\.py:reward: ZeroDivisionError: division by zero"),
         ("return None", 2, r"reward\.py:reward: \w+Error: "),
@@ -378,14 +390,14 @@ def test_a_disk_that_is_really_full(
 
 def test_run_in_a_process_of_its_own(broken: Any) -> None:
     """Exit code and streams as a shell sees them."""
-    path = broken(ppo={"kl_coeff": 0.1})
+    path = broken(ppo={"kl": {"coeff": 0.1}})
     done = subprocess.run(
         [*COMMAND, "run", str(path)], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    line = line_of(path, "kl_coeff")
-    assert done.stderr.startswith(f"error: toy.yaml:{line}: stages.ppo.kl_coeff: unknown key")
+    line = line_of(path, "coeff")
+    assert done.stderr.startswith(f"error: toy.yaml:{line}: stages.ppo.kl.coeff: unknown key")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -414,7 +426,7 @@ assert not heavy, heavy
 
 
 def test_a_wrong_recipe_stops_before_torch(broken: Any) -> None:
-    path = broken(ppo={"kl_coeff": 0.1})
+    path = broken(ppo={"kl": {"coeff": 0.1}})
     code = f"""
 import sys
 from rlhf_kit.cli.main import main

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from rlhf_kit_hf.sampler import DecodeSampler
 from toy_runs import metrics, one_stage, run
-from toys import prompts
+from toys import prompts, respond
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.recipe import open_recipe
@@ -23,11 +24,10 @@ def test_joined_chunks_mean_what_they_meant(context_of: Callable[..., Any], memo
     context = context_of(memory)
     policy = context.memory().policy(None)
     everyone = prompts(context.tokenizer)
-    generator = torch.Generator().manual_seed(3)
     chunks = [everyone.select(torch.tensor(rows)) for rows in ([0], [1, 3], [2])]
     assert len({chunk.tokens.shape[1] for chunk in chunks}) > 1
     parts = [
-        policy.generate(chunk, Sampling(longest, 1.0, generator))
+        respond(policy, chunk, longest, key=3)
         for chunk, longest in zip(chunks, (7, 3, 5), strict=True)
     ]
     assert len({part.response_tokens.shape[1] for part in parts}) > 1
@@ -61,17 +61,15 @@ def test_ppo_honours_the_batch_size_of_its_sampling(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The responses to one prompt stay together, since a reward may compare them."""
-    from rlhf_kit_hf.policy import TransformersPolicy
-
     sizes: list[int] = []
-    generate = TransformersPolicy.generate
+    draw = DecodeSampler.__call__
 
-    def counted(self: Any, given: Any, sampling: Sampling) -> Samples:
+    def counted(self: Any, policy: Any, given: Any, sampling: Sampling) -> Samples:
         sizes.append(len(given))
-        return generate(self, given, sampling)
+        return draw(self, policy, given, sampling)
 
-    monkeypatch.setattr(TransformersPolicy, "generate", counted)
-    changes = {"steps": 1, "gate": False, "samples_per_prompt": 2, "rollout_batch": 8}
+    monkeypatch.setattr(DecodeSampler, "__call__", counted)
+    changes = {"steps": 1, "gate": {"check": False}, "samples_per_prompt": 2, "rollout_batch": 8}
     recipe = one_stage(tmp_path / "project", toy_model, **changes)
     run(recipe, tmp_path / "run", "ppo.sampling.batch_size=5")
     assert sizes == [4, 4]
@@ -81,7 +79,7 @@ def test_ppo_honours_the_batch_size_of_its_sampling(
 def test_long_prompts_are_left_out_where_the_recipe_says_so(
     toy_model: Path, tmp_path: Path
 ) -> None:
-    recipe = one_stage(tmp_path / "project", toy_model, steps=1, gate=False)
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, gate={"check": False})
     run(recipe, tmp_path / "run", "ppo.max_prompt_tokens=60")
     resolved, *_ = open_recipe(recipe, ["ppo.max_prompt_tokens=3"])
     with pytest.raises(DataError, match="none of 8 prompts has at most 3 tokens"):

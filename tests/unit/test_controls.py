@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf_kit_policy_gradient.control import AdaptivePtx, FixedKL, KLLimit
-from rlhf_kit_policy_gradient.options import AdaptivePtxOptions, FixedKLOptions, LinearValueOptions
+from rlhf_kit_instructgpt.losses import TokenNLL
+from rlhf_kit_instructgpt.options import NoOptions
+from rlhf_kit_policy_gradient.control import AdaptivePtx, KLLimit
+from rlhf_kit_policy_gradient.options import AdaptivePtxOptions, LinearValueOptions
+from rlhf_kit_policy_gradient.steering import Gamma
 from rlhf_kit_policy_gradient.value import LinearValue
 from safetensors.torch import load_file
-from toy_runs import interrupted, metrics, one_stage, ppo_of, ppo_options, run
+from toy_runs import interrupted, metrics, mix, one_stage, ppo_of, ppo_options, run
 from toys import ANSWERS, prompts, texts
 
-from rlhf_kit import SamplingOptions
-from rlhf_kit.engine.clock import Clock
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
@@ -30,23 +31,25 @@ from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.testing import TabularPolicy
-from rlhf_kit.types import NllInputs, Prompts, Sampling, TextBatch
+from rlhf_kit.types import NllInputs, TextBatch
 
 # ---------------------------------------------------------------- gamma
 
 
 def adaptive(coefficient: float = 2.0, **options: Any) -> AdaptivePtx:
-    """Measured 100 before any update, with a budget of 10 %, from 100 to 110."""
+    """Measured 100 before any update, with a budget of 10 %, from 100 to 110.
+
+    The first measurement is only the baseline: not even the bounds act on ``coefficient``.
+    """
     chosen = {"budget": 0.1, "gain": 0.5} | options
-    ptx = AdaptivePtx(AdaptivePtxOptions(**chosen))
-    ptx.coefficient = coefficient
-    ptx.update(100.0)
-    return ptx
+    gamma = AdaptivePtx(AdaptivePtxOptions(**chosen))
+    assert gamma(coefficient, 100.0) == coefficient
+    return gamma
 
 
 def test_the_first_measurement_is_only_the_baseline() -> None:
-    assert adaptive().coefficient == 2.0
-    assert adaptive(coefficient=1e-9).coefficient == 1e-9  # not even the bounds act
+    adaptive()
+    adaptive(coefficient=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -62,35 +65,35 @@ def test_the_first_measurement_is_only_the_baseline() -> None:
     ],
 )
 def test_gamma_follows_the_perplexity(measured: float, exponent: float) -> None:
-    ptx = adaptive()
-    ptx.update(measured)
-    assert ptx.coefficient == pytest.approx(2.0 * math.exp(exponent), rel=1e-12)
-    ptx.update(measured)  # relative to the first measurement, not to the last
-    assert ptx.coefficient == pytest.approx(2.0 * math.exp(2 * exponent), rel=1e-12)
+    gamma = adaptive()
+    once = gamma(2.0, measured)
+    assert once == pytest.approx(2.0 * math.exp(exponent), rel=1e-12)
+    twice = gamma(once, measured)  # relative to the first measurement, not to the last
+    assert twice == pytest.approx(2.0 * math.exp(2 * exponent), rel=1e-12)
 
 
 def test_gamma_stays_within_its_bounds() -> None:
-    ptx = adaptive(least=1.5, most=2.5)
-    ptx.update(500.0)
-    assert ptx.coefficient == 2.5
+    gamma = adaptive(least=1.5, most=2.5)
+    coefficient = gamma(2.0, 500.0)
+    assert coefficient == 2.5
     for _ in range(3):
-        ptx.update(100.0)
-    assert ptx.coefficient == 1.5
+        coefficient = gamma(coefficient, 100.0)
+    assert coefficient == 1.5
 
 
 def test_the_state_of_gamma_survives() -> None:
     """Also the baseline: the next measurement of a resumed run must not become a new one."""
-    one, other = adaptive(), AdaptivePtx(AdaptivePtxOptions(budget=0.1, gain=0.5))
-    one.update(115.0)
-    other.load_state_dict(one.state_dict())
-    for ptx in (one, other):
-        ptx.update(120.0)
-        assert ptx.coefficient == pytest.approx(2.0 * math.exp(0.75), rel=1e-12)
+    one, two = adaptive(), AdaptivePtx(AdaptivePtxOptions(budget=0.1, gain=0.5))
+    first = Gamma(2.0, one)
+    first.coefficient = one(first.coefficient, 115.0)
+    second = Gamma(0.0, two)
+    second.load_state_dict(first.state_dict())
+    for gamma, controller in ((first, one), (second, two)):
+        found = controller(gamma.coefficient, 120.0)
+        assert found == pytest.approx(2.0 * math.exp(0.75), rel=1e-12)
     fresh = AdaptivePtx(AdaptivePtxOptions())
     fresh.load_state_dict(AdaptivePtx(AdaptivePtxOptions()).state_dict())
-    fresh.coefficient = 3.0
-    fresh.update(7.0)
-    assert fresh.coefficient == 3.0
+    assert fresh(3.0, 7.0) == 3.0
 
 
 def test_perplexity() -> None:
@@ -117,7 +120,7 @@ ADAPTIVE = {"use": "adaptive", "every": 2, "budget": 0.01, "gain": 0.3}
 def test_gamma_is_steered_in_a_run(toy_model: Path, tmp_path: Path) -> None:
     """Measured before every second rollout, the first before any update; each is followed."""
     recipe = one_stage(
-        tmp_path / "project", toy_model, memory="full", steps=6, ptx_controller=ADAPTIVE
+        tmp_path / "project", toy_model, memory="full", steps=6, ptx={"controller": ADAPTIVE}
     )
     run(recipe, tmp_path / "run")
     rows = metrics(tmp_path / "run")
@@ -137,9 +140,9 @@ def test_gamma_is_steered_in_a_run(toy_model: Path, tmp_path: Path) -> None:
 def test_gamma_reaches_the_gradient(toy_model: Path, tmp_path: Path) -> None:
     """The weight of the text's loss is the controller's, not the recipe's first value."""
     controller = ADAPTIVE | {"budget": 1e-6, "gain": 3.0, "every": 1}
-    recipe = one_stage(tmp_path / "project", toy_model, steps=2, ptx_controller=controller)
+    recipe = one_stage(tmp_path / "project", toy_model, steps=2, ptx={"controller": controller})
     run(recipe, tmp_path / "run")
-    run(recipe, tmp_path / "fixed", 'ppo.ptx_controller={"use": "fixed"}')
+    run(recipe, tmp_path / "fixed", 'ppo.ptx.controller={"use": "fixed"}')
     steered, fixed = metrics(tmp_path / "run")[1], metrics(tmp_path / "fixed")[1]
     factor = steered["ptx_coef"] / fixed["ptx_coef"]
     assert abs(math.log(factor)) == pytest.approx(3.0, rel=1e-9)
@@ -148,7 +151,7 @@ def test_gamma_reaches_the_gradient(toy_model: Path, tmp_path: Path) -> None:
 
 
 def test_without_pretraining_text_nothing_is_measured(toy_model: Path, tmp_path: Path) -> None:
-    recipe = one_stage(tmp_path / "project", toy_model, steps=1, pretraining=None)
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, ptx=None)
     run(recipe, tmp_path / "run")
     (row,) = metrics(tmp_path / "run")
     unwanted = {"ptx/loss", "ptx_coef", "gradient_norm/ptx", "gradient_ratio"}
@@ -197,33 +200,29 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def controller() -> FixedKL:
-    kl = FixedKL(FixedKLOptions())
-    kl.coefficient = 0.1
-    return kl
+def limit_of(parts: dict[str, Any], **options: Any) -> KLLimit:
+    return KLLimit(ppo_options(kl=options).kl, parts)
 
 
 def test_without_a_limit_anything_goes() -> None:
-    kl = controller()
-    assert KLLimit(None, "stop", 2.0, {}).check(1e9) == "go on"
-    assert kl.coefficient == 0.1
+    assert limit_of({}).check(1e9) == "go on"
 
 
 def test_stop_changes_nothing() -> None:
-    trained, kl = Trained(), controller()
-    limit = KLLimit(1.0, "stop", 2.0, trained.parts)
+    trained = Trained()
+    limit = limit_of(trained.parts, limit=1.0)
     assert limit.check(1.0) == "go on"  # the bound itself is within the bound
     trained.train(2)
     before = trained.state()
     assert limit.check(1.001) == "stop"
     assert equal(trained.state(), before)
-    assert (kl.coefficient, limit.rollbacks) == (0.1, 0)
+    assert limit.rollbacks == 0
 
 
 def test_rollback_restores_the_last_rollout_within_the_bound() -> None:
     """Policy, critic, float32 masters, moments and the place in the schedule, bit for bit."""
-    trained, kl = Trained(), controller()
-    limit = KLLimit(1.0, "rollback", 3.0, trained.parts)
+    trained, coefficient = Trained(), 0.1
+    limit = limit_of(trained.parts, limit=1.0, on_limit="rollback", rollback_factor=3.0)
     trained.train(1)
     assert limit.check(0.5) == "go on"
     trained.train(2)
@@ -233,9 +232,9 @@ def test_rollback_restores_the_last_rollout_within_the_bound() -> None:
         trained.train(3, seed=times)
         assert not equal(trained.state(), good)
         assert limit.check(1.5) == "rollback"
-        limit.take_back(kl)
+        coefficient = limit.take_back(coefficient)
         assert equal(trained.state(), good)
-        assert kl.coefficient == pytest.approx(0.1 * 3.0**times)
+        assert coefficient == pytest.approx(0.1 * 3.0**times)
         assert limit.rollbacks == times
     # What follows is what would have followed.
     trained.train(2, seed=9)
@@ -248,20 +247,21 @@ def test_rollback_restores_the_last_rollout_within_the_bound() -> None:
 
 def test_there_may_be_nothing_to_go_back_to() -> None:
     """The first rollout is over the bound already: with another reference than the start, say."""
-    trained, kl = Trained(), controller()
-    assert KLLimit(1.0, "rollback", 2.0, trained.parts).check(2.0) == "stop"
-    assert kl.coefficient == 0.1
+    trained = Trained()
+    before = trained.state()
+    assert limit_of(trained.parts, limit=1.0, on_limit="rollback").check(2.0) == "stop"
+    assert equal(trained.state(), before)
 
 
 def test_what_can_be_gone_back_to_survives_a_checkpoint() -> None:
-    trained, kl = Trained(), controller()
-    limit = KLLimit(1.0, "rollback", 2.0, trained.parts)
+    trained = Trained()
+    limit = limit_of(trained.parts, limit=1.0, on_limit="rollback")
     trained.train(2)
     good = trained.state()
     limit.check(0.5)
     trained.train(2)
     assert limit.check(5.0) == "rollback"
-    limit.take_back(kl)
+    limit.take_back(0.1)
     file = io.BytesIO()
     torch.save({"limit": limit.state_dict(), **trained.state()}, file)
     file.seek(0)
@@ -269,11 +269,11 @@ def test_what_can_be_gone_back_to_survives_a_checkpoint() -> None:
     again = Trained()
     for name, part in again.parts.items():
         part.load_state_dict(saved[name])
-    other = KLLimit(1.0, "rollback", 2.0, again.parts)
+    other = limit_of(again.parts, limit=1.0, on_limit="rollback")
     other.load_state_dict(saved["limit"])
     again.train(2, seed=4)
     assert other.check(5.0) == "rollback"
-    other.take_back(kl)
+    assert other.take_back(0.1) == 0.2
     assert equal(again.state(), good)
     assert other.rollbacks == 2
 
@@ -281,10 +281,11 @@ def test_what_can_be_gone_back_to_survives_a_checkpoint() -> None:
 LIMIT = {
     "memory": "full",
     "steps": 5,
-    "kl_limit": 0.2,
-    "pretraining": None,
+    "kl": {"limit": 0.2},
+    "ptx": None,
     "optimizer": {"warmup_steps": 0},  # the first update must go over the bound
 }
+BACK = LIMIT | {"kl": {"limit": 0.2, "on_limit": "rollback"}}
 
 
 def test_a_run_stops_at_the_bound(
@@ -298,9 +299,9 @@ def test_a_run_stops_at_the_bound(
     assert "policy/loss" in rows[0]
     assert "policy/loss" not in rows[1]
     last = next(line for line in said.splitlines() if "step 2/5" in line)
-    assert "over kl_limit: the training ends here" in last
+    assert "over kl.limit: the training ends here" in last
     assert "[ppo] done in" in said
-    whole = run(recipe, tmp_path / "one", "ppo.steps=1", "ppo.kl_limit=null")
+    whole = run(recipe, tmp_path / "one", "ppo.steps=1", "ppo.kl.limit=null")
     for name in ("model.safetensors", "value_head.safetensors"):
         one, other = load_file(stopped / name), load_file(whole / name)
         assert one.keys() == other.keys()
@@ -332,7 +333,7 @@ def test_an_interrupt_in_the_last_step_of_a_stopped_stage_counts(tmp_path: Path)
 
 def test_going_back_takes_the_average_along(toy_model: Path, tmp_path: Path) -> None:
     """What was taken back must not stay in the average, which is what is saved as the policy."""
-    changes = {**LIMIT, "steps": 2, "on_kl_limit": "rollback", "ema": 0.5}
+    changes = {**BACK, "steps": 2, "ema": 0.5}
     folder = run(one_stage(tmp_path / "project", toy_model, **changes), tmp_path / "run")
     assert metrics(tmp_path / "run")[1]["rollbacks"] == 1
     start = load_file(toy_model / "model.safetensors")
@@ -342,7 +343,7 @@ def test_going_back_takes_the_average_along(toy_model: Path, tmp_path: Path) -> 
 
 
 def test_the_last_weights_can_be_started_from(toy_model: Path, tmp_path: Path) -> None:
-    changes = {**LIMIT, "steps": 1, "kl_limit": None, "ema": 0.5}
+    changes = {**LIMIT, "steps": 1, "kl": {}, "ema": 0.5}
     folder = run(one_stage(tmp_path / "project", toy_model, **changes), tmp_path / "run")
     more = one_stage(tmp_path / "more", toy_model, **changes)
     for start in (folder / "last", folder):
@@ -364,7 +365,7 @@ def test_a_run_goes_back_over_the_bound(
 
     A run that is interrupted after it went back gives the same numbers.
     """
-    recipe = one_stage(tmp_path / "project", toy_model, on_kl_limit="rollback", **LIMIT)
+    recipe = one_stage(tmp_path / "project", toy_model, **BACK)
     run(recipe, tmp_path / "whole")
     rows, said = metrics(tmp_path / "whole"), capsys.readouterr().err
     assert len(rows) == 5
@@ -376,13 +377,13 @@ def test_a_run_goes_back_over_the_bound(
     assert [row["rollbacks"] for row in rows[:3]] == [0, 1, 1]
     assert [row["kl_coef"] for row in rows[:3]] == [0.02, 0.04, 0.04]
     last = next(line for line in said.splitlines() if "step 2/5" in line)
-    assert "over kl_limit: taken back, kl_coef is now 0.04" in last
+    assert "over kl.limit: taken back, kl_coef is now 0.04" in last
     # Nothing has been trained once it went back: neither the critic nor the optimizer either.
     checkpoint = interrupted(recipe, tmp_path / "parts", 2, monkeypatch)
     state = torch.load(checkpoint, weights_only=True)["state"]
     assert state["optimizer"]["step"] == 0
     assert not state["optimizer"]["adam"]["state"]
-    assert all((tensor == 0).all() for tensor in state["value"].values())
+    assert all((tensor == 0).all() for tensor in state["critic"].values())
     run(recipe, tmp_path / "parts")
     assert metrics(tmp_path / "parts") == rows
 
@@ -400,16 +401,6 @@ class Texts:
         return list(self.batch.split(1))
 
 
-class Always:
-    """A stream that always gives the same prompts."""
-
-    def __init__(self, prompts: Prompts) -> None:
-        self.prompts = prompts
-
-    def next(self) -> Prompts:
-        return self.prompts
-
-
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_the_gradient_is_ppo_plus_gamma_ptx(context_of: Any, micro_batch: int) -> None:
     """g_total = g_ppo + gamma g_ptx, arXiv:2203.02155, equation 2; and the norms of both.
@@ -421,32 +412,31 @@ def test_the_gradient_is_ppo_plus_gamma_ptx(context_of: Any, micro_batch: int) -
     gamma = 3.0
     options = ppo_options(
         micro_batch=micro_batch,
-        ptx_coef=gamma,
-        value_coef=0.3,
-        sampling=SamplingOptions(max_new_tokens=6),
+        critic={"coef": 0.3},
+        sampling={"max_new_tokens": 6},
     )
     batch = texts(tokenizer, *ANSWERS[:2])
-    streams: Any = {"pretraining": Texts(batch), "prompts": Always(prompts(tokenizer))}
-    ppo = ppo_of(policy, options, **streams)
+    ppo = ppo_of(policy, options, ptx=mix(Texts(batch), gamma))
+    critic = ppo.parts.critic
+    assert critic is not None
     with torch.no_grad():  # a critic of 0 would send no gradient into the states
-        for p in ppo.parts.value.parameters():
+        for p in critic.model.parameters():
             p.normal_(std=0.3, generator=torch.Generator().manual_seed(5))
-    sampling = Sampling(6, 1.0, torch.Generator().manual_seed(4))
-    rollout = ppo.collect(ppo.parts.prompts.next(), sampling, Clock())
+    rollout = ppo.score(ppo.sample(prompts(tokenizer), key=4))
     assert len(set(rollout.mask.sum(1).tolist())) > 1
-    rows = ppo.batch(rollout, ppo.credit(rollout, rollout.scores))
+    rows = ppo.batch(rollout, ppo.credit(ppo.experience(rollout)))
     parameters = list(policy.parameters())
     count = int(rows.mask.sum())
 
-    inputs = ppo.policy_and_value(rows)
+    inputs = ppo.inputs(rows)
     policy_loss = ppo.parts.policy_loss(inputs["policy"]).total / count
-    value_loss = ppo.parts.value_loss(inputs["value"]).total / count
+    value_loss = critic.loss(inputs["value"]).total / count
     g_ppo = torch.autograd.grad(policy_loss + 0.3 * value_loss, parameters)
     logprobs = policy.next_token_logprobs(batch)
-    nll = ppo.parts.ptx_loss(NllInputs(logprobs, batch.predicted)).total
+    nll = TokenNLL(NoOptions())(NllInputs(logprobs, batch.predicted)).total
     g_ptx = torch.autograd.grad(nll / batch.predicted.sum(), parameters)
 
-    stats = ppo.update(rows)
+    stats = ppo.learn(rows)
     found = ppo.parts.optimizer.gradients[: len(parameters)]
     wanted = [a + gamma * b for a, b in zip(g_ppo, g_ptx, strict=True)]
     gap, size = _norm([f - w for f, w in zip(found, wanted, strict=True)]), _norm(wanted)
@@ -460,7 +450,7 @@ def test_the_ratio_of_the_gradients_is_of_their_means(toy_model: Path, tmp_path:
     recipe = one_stage(tmp_path / "project", toy_model, steps=1)
     run(recipe, tmp_path / "on")
     run(recipe, tmp_path / "off", "ppo.gradient_norms=false")
-    run(recipe, tmp_path / "double", "ppo.ptx_coef=1.0")
+    run(recipe, tmp_path / "double", "ppo.ptx.coef=1.0")
     (on,), (off,), (double,) = (metrics(tmp_path / name) for name in ("on", "off", "double"))
     assert on["gradient_ratio"] == on["gradient_norm/ptx"] / on["gradient_norm/ppo"]
     # gamma is in it: the first of two minibatches has twice the pretraining gradient.

@@ -10,10 +10,10 @@ import pytest
 import torch
 from rlhf_kit_hf.critic import SeparateCritic
 from rlhf_kit_hf.options import SeparateValueOptions
-from toys import PROMPTS, prompts
+from toys import PROMPTS, prompts, respond
 
 from rlhf_kit import StageRef
-from rlhf_kit.types import Samples, Sampling
+from rlhf_kit.types import Samples
 
 MEMORIES = ("full", "lora", "hydra")
 
@@ -26,8 +26,7 @@ def built(context: Any, folder: Path | None, memory: Any) -> SeparateCritic:
 
 
 def sampled(context: Any, policy: Any) -> Samples:
-    sampling = Sampling(6, 1.0, torch.Generator().manual_seed(0))
-    return policy.generate(prompts(context.tokenizer), sampling)
+    return respond(policy, prompts(context.tokenizer), 6)
 
 
 def trained_reward_model(context: Any, folder: Path) -> None:

@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from rlhf_kit_hf import decode
 from torch import Tensor
-from toys import PROMPTS, VOCABULARY, hand_logprobs, plain_model, prompts
+from toys import PROMPTS, VOCABULARY, hand_logprobs, plain_model, prompts, respond
 
-from rlhf_kit.types import Prompts, Samples, Sampling
+from rlhf_kit.types import Prompts, Samples
 
 MEMORIES = ("full", "lora", "hydra")
 
 
 def sample(policy: Any, asked: Prompts, length: int, temperature: float, seed: int) -> Samples:
-    return policy.generate(
-        asked, Sampling(length, temperature, torch.Generator().manual_seed(seed))
-    )
+    return respond(policy, asked, length, temperature, key=seed)
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> tuple[float, int]:
@@ -40,7 +39,7 @@ def test_frequencies_are_the_softmax(
     asked = prompts(context.tokenizer, ("Hi",))
     with torch.no_grad():
         logits = plain_model(toy_model)(asked.tokens).logits[0, -1].double()
-    draws = 8_000
+    draws = 12_000
     samples = sample(context.memory().policy(None), asked.repeat(draws), 1, temperature, seed=1)
     counts = torch.bincount(samples.response_tokens[:, 0], minlength=VOCABULARY).double()
     found, cells = chi_square(counts, draws * torch.softmax(logits / temperature, -1))
@@ -95,25 +94,37 @@ def test_one_seed_one_answer(context_of: Callable[..., Any], memory: str) -> Non
     + [("full", "gpt2"), ("lora", "gpt2"), ("hydra", "qwen3"), ("hydra", "neox")],
 )
 def test_the_cache_changes_nothing(
-    context_of: Callable[..., Any], toy_models: Callable[[str], Path], memory: str, kind: str
+    context_of: Callable[..., Any],
+    toy_models: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    memory: str,
+    kind: str,
 ) -> None:
     """Greedy decoding in one padded batch = the argmax of full, unpadded forward passes."""
     context = context_of(memory, kind)
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer)
-    seen: list[Tensor] = []
-    head = policy._role.head
+    seen: list[list[Tensor]] = [[] for _ in range(len(asked))]  # of each row
+    fed: list[Tensor] = []
+    head, step = policy.role.head, decode._step
+
+    def feeding(
+        model: Any, tokens: Tensor, mask: Tensor, at: Tensor, rows: Tensor, *rest: Any
+    ) -> Any:
+        fed.append(rows)
+        return step(model, tokens, mask, at, rows, *rest)
 
     def listening(states: Tensor) -> Tensor:
         logits = head(states)
-        seen.append(logits)
+        for row, each in zip(fed[-1].tolist(), logits, strict=True):
+            seen[row].append(each)
         return logits
 
-    policy._role.head = listening
+    monkeypatch.setattr(decode, "_step", feeding)
+    policy.role.head = listening
     samples = sample(policy, asked, 8, 1e-4, seed=1)
-    del policy._role.head
+    del policy.role.head
     model = plain_model(toy_models(kind))
-    decoded = torch.log_softmax(torch.stack(seen, 1), -1)  # [B, R, V]
     for i, (row, mask) in enumerate(zip(asked.tokens, asked.mask, strict=True)):
         prompt = row[mask].tolist()
         answer = samples.response_tokens[i][samples.response_mask[i]].tolist()
@@ -121,7 +132,8 @@ def test_the_cache_changes_nothing(
             logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log_softmax(logits, -1)
         assert logits.argmax(-1).tolist() == answer
-        torch.testing.assert_close(decoded[i, : len(answer)], expected, rtol=0, atol=1e-4)
+        decoded = torch.log_softmax(torch.stack(seen[i][: len(answer)]), -1)
+        torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-4)
         greedy = hand_logprobs(model, prompt, answer, 1e-4)
         assert greedy.exp().min() > 0.9  # it was really greedy
 
@@ -147,4 +159,4 @@ def test_a_prompt_that_leaves_no_room_is_refused(context_of: Callable[..., Any])
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer, PROMPTS)
     with pytest.raises(ValueError, match="250 new ones exceed the context of 256"):
-        policy.generate(asked, Sampling(250))
+        respond(policy, asked, 250)

@@ -140,7 +140,7 @@ WEIGHTS = {
     "hydra": "branch.safetensors",
     "lora": "adapter_model.safetensors",
 }
-EMA = {"ema": DECAY, "steps": 2, "minibatch": 8, "pretraining": None}
+EMA = {"ema": DECAY, "steps": 2, "minibatch": 8, "ptx": None}
 
 
 @pytest.mark.parametrize("memory", ["full", "hydra", "lora"])

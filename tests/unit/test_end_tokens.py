@@ -15,7 +15,15 @@ from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.sources import PretrainedSource
 from rlhf_kit_hf.tokenizer import ChatTokenizer, reading
 from toy_runs import one_stage
-from toys import merged, prompts, toy_tokenizer, write_data, write_toy_model, write_toy_recipe
+from toys import (
+    merged,
+    prompts,
+    respond,
+    toy_tokenizer,
+    write_data,
+    write_toy_model,
+    write_toy_recipe,
+)
 from transformers import AutoConfig
 
 from rlhf_kit.cli.main import main
@@ -23,7 +31,6 @@ from rlhf_kit.context import RunContext, StageContext
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.ops.sequence import is_any, response_mask
 from rlhf_kit.recipe import open_recipe
-from rlhf_kit.types import Sampling
 
 NAMES = [form.name for form in FORMS]
 
@@ -116,8 +123,7 @@ def test_sampling_stops_on_each(toy_model: Path, tmp_path: Path, count: int) -> 
     asked = prompts(context.tokenizer).repeat(64)
 
     def sampled(some: StageContext, length: int) -> Any:
-        policy, generator = some.memory().policy(None), torch.Generator().manual_seed(4)
-        return policy.generate(asked, Sampling(length, 1.0, generator))
+        return respond(some.memory().policy(None), asked, length, key=4)
 
     samples, other = sampled(context, 24), sampled(one, 24)
     stopped, compared = set(), 0
@@ -290,9 +296,7 @@ def test_sft_and_collect_with_two_ends(tmp_path: Path) -> None:
             ids = tokenizer.response(text, finished=ended)
             assert sum(id in ends for id in ids) == ended
     policy = context.memory().policy(tmp_path / "run" / "stages" / "sft", trainable=False)
-    samples = policy.generate(
-        prompts(tokenizer).repeat(64), Sampling(24, 1.0, torch.Generator().manual_seed(0))
-    )
+    samples = respond(policy, prompts(tokenizer).repeat(64), 24)
     last = set()
     for row, mask, ended in zip(
         samples.response_tokens, samples.mask, samples.finished, strict=True

@@ -23,18 +23,17 @@ from rlhf_kit_policy_gradient.gate import Setup, check_setup, widened
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy_runs import metrics, one_stage, ppo_options, run, run_in_two
-from toys import prompts
+from toys import prompts, respond
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.types import Sampling
 
 CHECKS = ("reference", "sampled", "ratio", "reward", "padding", "end", "tokenizers", "repeatable")
 
 
 def quick(folder: Path, model: Path, memory: str = "hydra", **options: Any) -> Path:
     """One step of PPO after the gate."""
-    chosen = {"steps": 1, "pretraining": None} | options
+    chosen = {"steps": 1, "ptx": None} | options
     return one_stage(folder, model, memory=memory, **chosen)
 
 
@@ -75,7 +74,7 @@ def test_it_passes(
 def test_it_changes_nothing_that_follows(toy_model: Path, tmp_path: Path, memory: str) -> None:
     recipe = quick(tmp_path / "project", toy_model, memory, steps=3)
     on = run(recipe, tmp_path / "on")
-    off = run(recipe, tmp_path / "off", "ppo.gate=false")
+    off = run(recipe, tmp_path / "off", "ppo.gate.check=false")
     assert metrics(tmp_path / "on") == metrics(tmp_path / "off")
     name = "adapter_model.safetensors" if memory == "lora" else "branch.safetensors"
     one, other = load_file(on / name), load_file(off / name)
@@ -111,14 +110,16 @@ def refused(recipe: Path, out: Path, *checks: str) -> str:
         named = f" {name}: " in said
         assert named == (name in checks), said
     listed = [name for name in CHECKS if name in checks]
-    assert said.endswith(f"write gate_skip: [{', '.join(listed)}]")
+    assert said.endswith(f"write gate.skip: [{', '.join(listed)}]")
     assert not list(out.rglob("*.safetensors"))
     assert not list(out.rglob("metrics.jsonl"))
-    skipped = f"ppo.gate_skip=[{', '.join(listed)}]"
+    skipped = f"ppo.gate.skip=[{', '.join(listed)}]"
     assert CliRunner().invoke(main, ["run", str(recipe), skipped, "--out", str(out)]).exit_code == 0
     assert gate(out).keys() == set(CHECKS) - set(checks)
     off = out.with_name("off")
-    result = CliRunner().invoke(main, ["run", str(recipe), "ppo.gate=false", "--out", str(off)])
+    result = CliRunner().invoke(
+        main, ["run", str(recipe), "ppo.gate.check=false", "--out", str(off)]
+    )
     assert result.exit_code == 0, result.stderr
     assert "gate" not in result.stderr
     return said
@@ -190,8 +191,8 @@ def test_dropout(
             layer.mlp.register_forward_hook(Dropout(always=always))
 
     monkeypatch.setattr(HydraRole, "__init__", init)
-    # The probe of hydra itself would find dropout that is always on.
-    monkeypatch.setattr("rlhf_kit_hf.hydra.HydraMemory._probe", lambda self: None)
+    # The check of hydra itself would find dropout that is always on.
+    monkeypatch.setattr("rlhf_kit_hf.hydra.HydraMemory._check_split", lambda self: None)
     said = refused(quick(tmp_path / "project", toy_model), tmp_path / "run", *checks)
     assert "the probability ratio of PPO is not 1 although nothing was trained" in said
 
@@ -228,8 +229,8 @@ def test_sampling_from_something_else(
     def looking(model: Any, tokens: Tensor, mask: Tensor, *args: Any) -> Tensor:
         return step(model, tokens, torch.ones_like(mask), *args)
 
-    def colder(logits: Tensor, temperature: float, generator: Any) -> Any:
-        return sample(logits, 0.7 * temperature, generator)
+    def colder(logits: Tensor, temperature: float, draws: Tensor) -> Any:
+        return sample(logits, 0.7 * temperature, draws)
 
     if fault == "padding":
         monkeypatch.setattr(decode, "_step", looking)
@@ -370,9 +371,7 @@ def test_several_faults_are_told_together(
 def setup_of(context: Any, **changes: Any) -> Setup:
     strategy = context.memory()
     policy, reference = strategy.policy(None), strategy.reference(None)
-    samples = policy.generate(
-        prompts(context.tokenizer), Sampling(6, 1.0, torch.Generator().manual_seed(4))
-    )
+    samples = respond(policy, prompts(context.tokenizer), 6, key=4)
 
     def reward(seen: Any) -> Tensor:
         return torch.tensor([float(len(text)) for text in seen.responses])
@@ -403,7 +402,7 @@ def test_values_are_looked_at(context_of: Any) -> None:
     setup = setup_of(context_of("full"), value=Wide())
     with pytest.raises(NumericsError, match=r"padding: [\d.]+, should be") as caught:
         check_setup(setup, [])
-    assert "gate_skip: [padding]" in str(caught.value)
+    assert "gate.skip: [padding]" in str(caught.value)
 
 
 class Learned:
@@ -491,6 +490,6 @@ def test_every_check_can_be_skipped() -> None:
     from rlhf_kit_policy_gradient import gate as module
 
     assert set(CHECKS) <= set(module._CHECKS)
-    ppo_options(gate_skip=list(CHECKS))
-    with pytest.raises(ValueError, match="gate_skip"):
-        ppo_options(gate_skip=["padings"])
+    ppo_options(gate={"skip": list(CHECKS)})
+    with pytest.raises(ValueError, match="skip"):
+        ppo_options(gate={"skip": ["padings"]})

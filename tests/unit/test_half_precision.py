@@ -9,7 +9,7 @@ from rlhf_kit_instructgpt.options import NoOptions
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlhf_kit.engine.accumulate import Step, Term
+from rlhf_kit.engine.accumulate import AccumulatingStep, Term
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.types import Masked, NllInputs
 
@@ -22,7 +22,7 @@ def gradient(size: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, float]]:
     large, small = torch.randn((2, ROWS, WIDTH), generator=generator).to(dtype)
     weight = Parameter(torch.zeros(WIDTH, dtype=dtype))
     optimizer = Optimizer([ParameterGroup([weight], 1.0)])
-    step = Step(optimizer, [weight])
+    step = AccumulatingStep(optimizer, [weight])
     for name, rows, scale in (("large", large + 1.0, 30.0), ("small", small, 1.0)):
 
         def forward(micro: Tensor, name: str = name) -> dict[str, NllInputs]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from toys import plain_model, prompts, texts
+from toys import plain_model, prompts, respond, texts
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.types import Samples, Sampling
+from rlhf_kit.types import Samples
 
 FAMILIES = ("llama", "qwen3", "neox")
 
@@ -20,8 +20,7 @@ FAMILIES = ("llama", "qwen3", "neox")
 def built(context: Any) -> tuple[Any, Any, Samples]:
     memory = context.memory()
     policy = memory.policy(None)
-    generator = torch.Generator().manual_seed(5)
-    return memory, policy, policy.generate(prompts(context.tokenizer), Sampling(10, 1.0, generator))
+    return memory, policy, respond(policy, prompts(context.tokenizer), 10, key=5)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -30,10 +29,10 @@ def test_captured_trunk_is_the_recomputed_one(
     context_of: Callable[..., Any], kind: str, layers: int
 ) -> None:
     _, policy, samples = built(context_of("hydra", kind, trainable_layers=layers))
-    again = policy._role.encode(samples.tokens, samples.token_mask)
+    again = policy.role.encode(samples.tokens, samples.token_mask)
     mask, trunk = samples.token_mask, samples.padded_trunk()
     assert trunk is not None and trunk.states.shape == (*samples.tokens.shape, 32)
-    assert trunk.origin == again.origin == policy._role.origin
+    assert trunk.origin == again.origin == policy.role.origin
     torch.testing.assert_close(trunk.states[mask], again.states[mask], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         captured = policy.evaluate(samples).logprobs

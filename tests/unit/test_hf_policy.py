@@ -17,23 +17,21 @@ from toys import (
     hand_logprobs,
     plain_model,
     prompts,
+    respond,
     texts,
     train,
     trained_folder,
 )
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.types import Samples, Sampling
+from rlhf_kit.types import Samples
 
 MEMORIES = ("full", "lora", "hydra")
 PAIRS = [(m, k) for m in ("full", "lora") for k in ("llama", "gpt2")] + [("hydra", "llama")]
 
 
 def sampled(context: Any, policy: Any, temperature: float = 1.0, length: int = 12) -> Samples:
-    generator = torch.Generator().manual_seed(3)
-    return policy.generate(
-        prompts(context.tokenizer), Sampling(length, temperature, generator=generator)
-    )
+    return respond(policy, prompts(context.tokenizer), length, temperature, key=3)
 
 
 @torch.no_grad()
@@ -93,7 +91,7 @@ def test_mask_ends_with_the_end_token(context_of: Callable[..., Any], memory: st
     eos, pad = context.tokenizer.eos_id, context.tokenizer.pad_id
     policy = context.memory().policy(None)
     many = prompts(context.tokenizer, PROMPTS * 8)
-    samples = policy.generate(many, Sampling(12, generator=torch.Generator().manual_seed(1)))
+    samples = respond(policy, many, 12, key=1)
     assert 0 < samples.finished.sum() < len(samples)
     for tokens, mask, finished in zip(
         samples.response_tokens.tolist(),

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import ANSWERS, VOCABULARY, prompts, texts
+from toys import ANSWERS, VOCABULARY, prompts, respond, texts
 
-from rlhf_kit.types import Samples, Sampling, TextBatch
+from rlhf_kit.types import TextBatch
 
 MEMORIES = ("full", "lora", "hydra")
 
@@ -64,8 +64,7 @@ def test_samples_score_as_their_texts(
     strategy = context.memory()
     model = strategy.scorer(None, pooling=pooling)
     policy = strategy.policy(None, trainable=False)
-    sampling = Sampling(10, generator=torch.Generator().manual_seed(2))
-    samples: Samples = policy.generate(prompts(context.tokenizer), sampling)
+    samples = respond(policy, prompts(context.tokenizer), 10, key=2)
     assert (samples.trunk is not None) == (memory == "hydra")
     found = model(samples)
     torch.testing.assert_close(model(replace(samples, trunk=None)), found, rtol=0, atol=2e-5)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rlhf_kit.components import Options
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.recipe.problems import known_keys
-from rlhf_kit.recipe.walk import parts_of
+from rlhf_kit.recipe.walk import blocks_of, parts_of
 
 MEMBER = "{use: python, path: reward.py}"
 
@@ -37,15 +39,18 @@ MEMBER = "{use: python, path: reward.py}"
             "combine: mean_minus_std",
         ),
         (
-            ["ppo.missing_eos_value=2"],
-            'stages.ppo.missing_eos_value: nothing reads it: missing_eos is "keep"',
+            ["ppo.end.value=2"],
+            'stages.ppo.end.value: nothing reads it: missing is "keep"',
         ),
-        (["ppo.on_kl_limit=stop"], "stages.ppo.on_kl_limit: nothing reads it: kl_limit is null"),
+        (["ppo.kl.on_limit=stop"], "stages.ppo.kl.on_limit: nothing reads it: limit is null"),
         (
-            ["ppo.kl_limit=3", "ppo.rollback_factor=3"],
-            'stages.ppo.rollback_factor: nothing reads it: on_kl_limit is "stop"',
+            ["ppo.kl.limit=3", "ppo.kl.rollback_factor=3"],
+            'stages.ppo.kl.rollback_factor: nothing reads it: on_limit is "stop"',
         ),
-        (["ppo.gate=false", "ppo.gate_skip=[end]"], "stages.ppo.gate_skip: nothing reads it: gate"),
+        (
+            ["ppo.gate.check=false", "ppo.gate.skip=[end]"],
+            "stages.ppo.gate.skip: nothing reads it: check is false",
+        ),
         (["model.revision=main"], "model.revision: nothing reads it: the model is a local folder"),
     ],
 )
@@ -66,8 +71,8 @@ def test_refused(toy_recipe: Callable[..., Path], overrides: list[str], line: st
             "ppo.reward={use: ensemble, combine: mean_minus_std, std_coef: 2, rewards: "
             f"{{a: {MEMBER}}}}}"
         ],
-        ["ppo.missing_eos=subtract", "ppo.missing_eos_value=2"],
-        ["ppo.kl_limit=3", "ppo.on_kl_limit=rollback", "ppo.rollback_factor=3"],
+        ["ppo.end.missing=subtract", "ppo.end.value=2"],
+        ["ppo.kl.limit=3", "ppo.kl.on_limit=rollback", "ppo.kl.rollback_factor=3"],
     ],
 )
 def test_accepted(toy_recipe: Callable[..., Path], overrides: list[str]) -> None:
@@ -75,27 +80,21 @@ def test_accepted(toy_recipe: Callable[..., Path], overrides: list[str]) -> None
 
 
 def test_the_pretraining_mix_of_plain_ppo(toy_recipe: Callable[..., Path]) -> None:
-    """All that says how to mix is idle; a coefficient of 0 says the same again."""
+    """One key says it, and takes along all that says how to mix; a coefficient of 0 does not."""
     path = toy_recipe("full")
-    with pytest.raises(RecipeError) as caught:
-        open_recipe(path, ["ppo.pretraining=null"])
-    keys = ["ptx_coef", "ptx_per_episode", "ptx_length"]  # what the toy recipe writes
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
-        f"stages.ppo.{key}" for key in keys
-    ]
-    text = path.read_text()
-    for key in ("ptx_per_episode: 0.25", "ptx_length: 32"):
-        assert text.count(f"    {key}\n") == 1
-        text = text.replace(f"    {key}\n", "")
-    path.write_text(text)
-    open_recipe(path, ["ppo.pretraining=null", "ppo.ptx_coef=0"])
+    recipe, _, _ = open_recipe(path, ["ppo.ptx=null"])
+    options: Any = recipe.stages["ppo"].part.options
+    assert options.ptx is None
+    with pytest.raises(RecipeError, match=r"ppo\.ptx\.coef: is 0; should be greater than 0"):
+        open_recipe(path, ["ppo.ptx.coef=0"])
 
 
 def test_idle_keys_are_keys(toy_recipe: Callable[..., Path]) -> None:
     """A misspelt one would refuse nothing."""
     recipe, _, _ = open_recipe(toy_recipe("full"))
     parts = [p for stage in recipe.stages.values() for p in parts_of(stage.part)]
-    found = {type(p.options): p.options.idle().keys() for p in (recipe.model, *parts)}
+    blocks = [block for p in (recipe.model, *parts) for _, block in blocks_of(p.options)]
+    found = {type(block): block.idle().keys() for block in blocks if isinstance(block, Options)}
     for model, keys in found.items():
         assert keys <= set(known_keys(model)), model
     assert sum(map(len, found.values())) > 4

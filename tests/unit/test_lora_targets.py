@@ -51,7 +51,7 @@ def test_recomputation_runs_under_the_role_that_ran_forward(
     mine = list(policy.parameters())
     shaken(mine, 1)
     shaken(list(reward._role.parameters()), 2)
-    wanted = torch.autograd.grad(plain_loss(policy._role, batch), mine)
+    wanted = torch.autograd.grad(plain_loss(policy.role, batch), mine)
     total = policy.next_token_logprobs(batch).sum()
     if last == "reward":
         total = total + reward.score(batch).sum()

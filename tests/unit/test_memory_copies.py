@@ -150,7 +150,7 @@ def test_full_has_a_model_for_each_role_and_no_other(
     reward = memory.scorer(None)
     assert models_alive(LlamaForCausalLM) - before == 3
     # Each is of its own, and the pretrained one.
-    roles = (policy._role, reference._role, reward._role)
+    roles = (policy.role, reference._role, reward._role)
     own, *others = (list(role.state_dict().values()) for role in roles)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
@@ -188,7 +188,7 @@ def test_a_finished_stage_leaves_no_model(context_of: Callable[..., Any]) -> Non
 
 
 def _modules(policy: Any) -> list[nn.Module]:
-    with policy._role.decoding() as model:
+    with policy.role.decoding() as model:
         return [model]
 
 

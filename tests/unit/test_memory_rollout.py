@@ -12,11 +12,11 @@ import live_tensors
 import pytest
 import torch
 import yaml
-from toys import prompts, write_toy_recipe
+from toys import prompts, respond, write_toy_recipe
 
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
-from rlhf_kit.types import PPOBatch, Samples, Sampling
+from rlhf_kit.types import PPOBatch, Samples
 
 WIDTH, LONG, NEW = 32, 150, 6  # of the toy's states; characters of the long prompt; new tokens
 CHUNK, ROWS = 4, 12
@@ -53,7 +53,7 @@ PPO = {
     "use": "ppo_ptx",
     "from": "sft",
     "reward": WITNESS,
-    "gate": False,
+    "gate": {"check": False},
     "rollout_batch": ROWS,
     "minibatch": ROWS // 2,
     "micro_batch": 2,
@@ -101,7 +101,7 @@ def sampled(context_of: Callable[..., Any]) -> tuple[Any, Samples]:
     context = context_of("hydra")
     policy = context.memory().policy(None)
     asked = prompts(context.tokenizer, ("Hi", "?" * LONG, "Why?", "Say something nice."))
-    return policy, policy.generate(asked, Sampling(7, 1.0, torch.Generator().manual_seed(3)))
+    return policy, respond(policy, asked, 7, key=3)
 
 
 def batch_of(samples: Samples) -> PPOBatch:

@@ -17,8 +17,9 @@ from toy_runs import ppo_options
 from rlhf_kit import OptimizerOptions, Options
 from rlhf_kit.cli.option_rows import option_rows
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.option_fields import block_model
+from rlhf_kit.option_fields import as_written, block_model, declared, key_of, over_defaults
 from rlhf_kit.recipe import filled, open_recipe
+from rlhf_kit.testing.stand_ins import stand_in
 
 
 def stage(path: Path, name: str, *overrides: str) -> dict[str, Any]:
@@ -129,22 +130,27 @@ def test_null_and_other_kinds() -> None:
 
 
 def test_writing_any_subset_of_the_defaults_changes_nothing() -> None:
-    """For random subsets of the keys of every shipped block, with the default's own values."""
-    chance = random.Random(0)
+    """For random subsets of the keys of every shipped block, with the default's own values.
+
+    Slots are always written: what fills them otherwise is a recipe.
+    """
+    chance, blocks = random.Random(0), 0
     for model in (SFTOptions, PPOPtxOptions):
-        for name in ("optimizer", "sampling"):
-            field = model.model_fields[name]
+        for name, field in model.model_fields.items():
             kind = block_model(field)
-            assert kind is not None
-            default = kind(**field.default)
-            whole = default.model_dump()
+            if kind is None or field.default is None:
+                continue
+            blocks += 1
+            slots = [key_of(n, f) for n, f in kind.model_fields.items() if "seam" in declared(f)]
+            default = kind(**over_defaults(kind, field.default, fill=stand_in))
+            whole = as_written(default)
+            assert whole is not None
+            cut = type("Cut", (Options,), {"__annotations__": {name: kind}, name: field.default})
             for _ in range(20):
-                keys = [key for key in whole if chance.random() < 0.5]
-                cut = type(
-                    "Cut", (Options,), {"__annotations__": {name: kind}, name: field.default}
-                )
+                keys = [key for key in whole if key in slots or chance.random() < 0.5]
                 found = cut(**{name: {key: whole[key] for key in keys}})
                 assert getattr(found, name) == default
+    assert blocks == 9
 
 
 def test_a_slot_keeps_its_component_and_a_replaced_one_keeps_nothing(
@@ -157,10 +163,10 @@ def test_a_slot_keeps_its_component_and_a_replaced_one_keeps_nothing(
     found = stage(
         path,
         "ppo",
-        "ppo.advantage_normalizer={use: whiten, shift_mean: false}",
-        "ppo.advantage_normalizer.use=running",
+        "ppo.normalize.advantages={use: whiten, shift_mean: false}",
+        "ppo.normalize.advantages.use=running",
     )
-    assert found["advantage_normalizer"] == {"use": "running", "shift_mean": True, "clip": None}
+    assert found["normalize"]["advantages"] == {"use": "running", "shift_mean": True, "clip": None}
 
 
 def test_what_nothing_reads_is_refused_only_where_it_is_written(

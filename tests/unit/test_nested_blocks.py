@@ -8,7 +8,7 @@ import pytest
 import yaml
 from nested_options import Block, Outer
 from pydantic import Field
-from toy_plugins import RECIPE, TOY, load_only, resolved, write_distribution
+from toy_plugins import RECIPE, TOY, load_toys, resolved, write_distribution
 
 from rlhf_kit import Component, Options, StageRef, block
 from rlhf_kit.cli.option_rows import option_rows
@@ -99,7 +99,7 @@ STEP = """\
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedPlugins:
     site = write_distribution(tmp_path / "site", "nested", nested_toy=TOY, nested_blocks=NESTED)
     monkeypatch.syspath_prepend(str(site))
-    return load_only(site)
+    return load_toys(site)
 
 
 def opened(plugins: LoadedPlugins, folder: Path, block: str = "", *overrides: str) -> Recipe:

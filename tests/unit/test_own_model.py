@@ -135,19 +135,19 @@ def test_one_block_of_its_own_is_enough(
 def test_equal_blocks_are_one_source(toy_model: Path, other_model: Path, tmp_path: Path) -> None:
     own = own_blocks(toy_model, "lora")
     same = run_context(write_recipe(tmp_path / "a", toy_model, "lora", own))
-    assert same.backbone("reward_model").source is same.backbone(None).source
+    assert same.model_and_memory("reward_model").source is same.model_and_memory(None).source
     other = own_blocks(other_model)
     values = yaml.safe_load(write_recipe(tmp_path / "b", toy_model, "lora", other).read_text())
     values["stages"]["second"] = values["stages"]["reward_model"] | {"memory": None}
     path = tmp_path / "b/two.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     run = run_context(path)
-    sources = [run.backbone(id).source for id in ("reward_model", "second", "sft", "ppo")]
+    sources = [run.model_and_memory(id).source for id in ("reward_model", "second", "sft", "ppo")]
     assert sources[0] is sources[1]
     assert sources[2] is sources[3]
     assert sources[0] is not sources[2]
     # The memory differs, so weights cannot be shared between the first two.
-    assert run.backbone("reward_model").key != run.backbone("second").key
+    assert run.model_and_memory("reward_model").key != run.model_and_memory("second").key
 
 
 def lowest_layer(reward: TrainedReward) -> torch.nn.Module:
@@ -356,7 +356,10 @@ def test_the_whole_pipeline_with_a_reward_model_of_another_kind(
     assert summary["reward_model_score"].keys() == {"baseline", "ppo"}
     # And what was saved about it makes the same run again.
     again, _, _ = open_recipe(tmp_path / "run/recipe.yaml")
-    assert again.backbone("reward_model")[0].options == resolved.backbone("reward_model")[0].options
+    assert (
+        again.model_and_memory("reward_model")[0].options
+        == resolved.model_and_memory("reward_model")[0].options
+    )
 
 
 def test_the_two_tokenizers_disagree_about_every_text(toy_model: Path, other_model: Path) -> None:

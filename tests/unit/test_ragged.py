@@ -149,8 +149,7 @@ def test_each_prompt_is_tokenised_once() -> None:
     rows = [{"prompt": f"p{i}"} for i in range(5)]
     prompts = PromptSet.chosen(rows, tokenizer, "train", LeftOut(), longest=3, room=4)
     for _ in range(3):
-        for index in torch.arange(len(prompts)).split(2):
-            prompts.batch(index)
+        list(prompts.all().split(2))
     assert tokenizer.prompts == [row["prompt"] for row in rows]
 
 

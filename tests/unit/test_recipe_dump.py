@@ -11,7 +11,7 @@ from toy_plugins import (
     RECIPE,
     TOY,
     finished_stage,
-    load_only,
+    load_toys,
     offering,
     resolved,
     write_distribution,
@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def toys(site: Path) -> LoadedPlugins:
-    return load_only(site)
+    return load_toys(site)
 
 
 def dumped(loaded: LoadedPlugins, path: Path, *overrides: str) -> str:
@@ -103,7 +103,7 @@ def test_only_ambiguous_names_carry_their_package(site: Path, tmp_path: Path) ->
     other = tmp_path / "other.py"
     write_distribution(tmp_path / "d", "d", other_d=offering("memory", "toy-lora"))
     (tmp_path / "d" / "other_d.py").rename(other)
-    loaded = load_only(site, other)
+    loaded = load_toys(site, other)
     path = tmp_path / "r.yaml"
     path.write_text(RECIPE.replace("use: toy-lora", "use: toy-package/toy-lora"))
     recipe = resolved(loaded, path)

@@ -10,7 +10,7 @@ from toy_plugins import (
     RECIPE,
     TOY,
     finished_stage,
-    load_only,
+    load_toys,
     offering,
     resolved,
     write_distribution,
@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def toys(site: Path) -> LoadedPlugins:
-    loaded = load_only(site)
+    loaded = load_toys(site)
     assert loaded.broken == []
     return loaded
 
@@ -143,7 +143,10 @@ def test_needs_follow_slots_and_named_data(toys: LoadedPlugins) -> None:
             "r.yaml:7: data.demos.path: missing; a .jsonl file",
         ),
         (("    data: demos\n", ""), "r.yaml:14: stages.sft.data: missing; demonstrations (known: "),
-        (("model: toy-model\n", ""), "r.yaml:1: model: missing; the backbone and its tokenizer"),
+        (
+            ("model: toy-model\n", ""),
+            "r.yaml:1: model: missing; the pretrained model and its tokenizer",
+        ),
         (("model: toy-model", "model: 7"), "r.yaml:2: model: is 7; should be a component's name"),
         (("model: toy-model", "model: {width: 2}"), "r.yaml:2: model: names no component; add `u"),
         (
@@ -302,7 +305,7 @@ def test_no_stages(toys: LoadedPlugins) -> None:
 def test_a_component_of_a_broken_plugin(site: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text("import no_such_module_at_all")
-    loaded = load_only(site, bad)
+    loaded = load_toys(site, bad)
     path = write(RECIPE, ("use: toy-lora\n  rank: 8", "use: special"))
     with pytest.raises(PluginError) as caught:
         resolved(loaded, path)
@@ -315,7 +318,7 @@ def test_a_component_of_a_broken_plugin(site: Path, tmp_path: Path) -> None:
 def test_two_packages_with_one_name(site: Path, tmp_path: Path) -> None:
     write_distribution(tmp_path / "more", "other", toy_other=offering("memory", "toy-lora"))
     file = tmp_path / "more" / "toy_other.py"
-    loaded = load_only(site, file)
+    loaded = load_toys(site, file)
     with pytest.raises(RecipeError, match="write toy-package/toy-lora or toy_other/toy-lora"):
         resolved(loaded, write())
     recipe = resolved(loaded, write(RECIPE, ("use: toy-lora", "use: toy-package/toy-lora")))
@@ -357,7 +360,7 @@ def test_plugins_may_object(
     file = tmp_path / "checks.py"
     file.write_text(CHECK.format(body))
     with pytest.raises(error) as caught:
-        resolved(load_only(site, file), write())
+        resolved(load_toys(site, file), write())
     assert type(caught.value) is error
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -382,7 +385,7 @@ class Strict(rlhf_kit.Options):
 def rlhf_components():
     return [rlhf_kit.Component("stage", "strict", "x:Y", Strict, produces="policy")]
 """)
-    loaded = load_only(site, file)
+    loaded = load_toys(site, file)
     text = "model: toy-model\nmemory: toy-full\nstages:\n  s: {use: strict, reward: toy-keyword}\n"
     path = write(text)
     with pytest.raises(RecipeError) as caught:
@@ -429,7 +432,7 @@ def rlhf_components():
 def idle_problems(site: Path, block: str, *overrides: str) -> list[str]:
     Path("idle.py").write_text(IDLE)
     text = f"model: toy-model\nmemory: toy-full\nstages:\n  a: idle\n  s:\n    use: idle\n{block}"
-    loaded = load_only(site, Path("idle.py"))
+    loaded = load_toys(site, Path("idle.py"))
     try:
         resolved(loaded, write(text), *overrides)
     except RecipeError as error:
@@ -489,7 +492,7 @@ def test_a_filled_recipe_leaves_out_what_nothing_reads(site: Path) -> None:
     Path("idle.py").write_text(IDLE)
     text = "model: toy-model\nmemory: toy-full\nstages:\n"
     text += "  s: {use: idle, init: probe, rate: {schedule: constant}}\n"
-    loaded = load_only(site, Path("idle.py"))
+    loaded = load_toys(site, Path("idle.py"))
     recipe = resolved(loaded, write(text))
     block = filled(recipe)["stages"]["s"]
     assert block == {

@@ -167,8 +167,8 @@ def test_places_follow_their_rows() -> None:
 
 
 def test_where_no_row_has_room_both_are_the_same(toy_model: Path, tmp_path: Path) -> None:
-    """One new token: every response is as long as the rollout is wide. With six they differ."""
-    for tokens in (1, 6):
+    """One new token: every response is as long as the rollout is wide. With twelve they differ."""
+    for tokens in (1, 12):
         found = []
         for place in ("last_token", "after_end"):
             recipe = one_stage(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.scoring import load_models, probe, probe_labeler, score
+from rlhf_kit.engine.scoring import load_models, score, try_out, try_out_labeler
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.testing import made_up_samples
 from rlhf_kit.types import Samples
@@ -135,7 +135,7 @@ def test_a_probe_finds_a_broken_reward_early(rows: list[dict[str, Any]]) -> None
         return torch.zeros(1)
 
     with pytest.raises(NumericsError, match=r"shape \[2\], or per token, .* got \[1\]"):
-        probe(broken, rows)
+        try_out(broken, rows)
     assert seen == [2]  # two answers, so that a lost dimension shows
 
 
@@ -151,8 +151,8 @@ def test_a_reward_that_needs_models_is_left_for_later() -> None:
             raise AssertionError("called before load")
 
     later = Later()
-    probe(later, [{"prompt": "a"}])
-    probe_labeler(later, [{"prompt": "a"}])  # type: ignore[arg-type]
+    try_out(later, [{"prompt": "a"}])
+    try_out_labeler(later, [{"prompt": "a"}])  # type: ignore[arg-type]
     load_models(later, "memory")  # type: ignore[arg-type]
     assert later.loaded == "memory"
     load_models(lambda samples: None, "memory")  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def test_a_probe_tries_the_parts_that_need_no_models() -> None:
             self.parts = {"learned": Learned(), "plain": lambda samples: [0.0]}
 
     with pytest.raises(NumericsError, match=r"reward\.plain"):
-        probe(Sum(), [{"prompt": "a"}])
+        try_out(Sum(), [{"prompt": "a"}])
 
 
 def test_a_reward_that_raises_is_named() -> None:

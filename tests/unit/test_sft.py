@@ -161,7 +161,7 @@ def reward(responses):
 
 
 def rigged(*scores: float) -> str:
-    """A reward that says these numbers in turn, after one for the probe before any training."""
+    """A reward that says these numbers in turn, after one for the trial before any training."""
     return RIGGED.format(scores=[0.0, *scores])
 
 

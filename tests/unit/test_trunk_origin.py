@@ -1,4 +1,4 @@
-"""A trunk says what it was computed with; nobody reads one of another origin."""
+"""A trunk says what it was computed with, and nobody reads one computed with something else."""
 
 from __future__ import annotations
 

@@ -157,13 +157,24 @@ def offering(seam: str, name: str) -> str:
 
 def load_only(folder: Path, *files: Path) -> LoadedPlugins:
     """Load what is in ``folder`` (which is on sys.path), whatever else is installed."""
-    points = [
+    return load_plugins(files, points_in(folder))
+
+
+def load_toys(folder: Path, *files: Path) -> LoadedPlugins:
+    """As ``load_only``, with the engines: a recipe that names none has `single`."""
+    installed = importlib.metadata.entry_points(group="rlhf_kit")
+    engines = [point for point in installed if point.name == "engines"]
+    return load_plugins(files, [*engines, *points_in(folder)])
+
+
+def points_in(folder: Path) -> list[importlib.metadata.EntryPoint]:
+    """The entry points of the distributions in ``folder``."""
+    return [
         point
         for distribution in importlib.metadata.distributions(path=[str(folder)])
         for point in distribution.entry_points
         if point.group == "rlhf_kit"
     ]
-    return load_plugins(files, points)
 
 
 def resolved(loaded: LoadedPlugins, path: Path, *overrides: str) -> Recipe:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from rlhf_kit_engines.options import SingleOptions
+from rlhf_kit_engines.single import Single
 from rlhf_kit_hf.options import DecodeOptions
 from rlhf_kit_hf.sampler import DecodeSampler
 from rlhf_kit_instructgpt.losses import TokenNLL
@@ -36,6 +38,7 @@ from toys import merged, write_toy_recipe
 from watchers import write_watcher
 
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
 from rlhf_kit.testing import hollow_part
@@ -172,8 +175,11 @@ def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
         "reward": lambda samples: [float(len(text)) for text in samples.responses],
         "advantage": GAE(GAEOptions()),
         "policy_loss": PPOClip(ClipOptions()),
+        "engine": Single(SingleOptions()),
         "optimizer": Recorder(groups, max_gradient_norm=None),
-        "beta": Beta(options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl, {})),
+        "beta": Beta(
+            options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl, {}), OneProcess()
+        ),
         "normalizers": Normalizers(),
         "critic": CriticPart(value, ClippedValue(ClipOptions()), options.critic.coef, normalizer),
     }

@@ -22,7 +22,8 @@ from rlhf_kit_data.records import exists, json_lines
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)
 Schema = TypeVar("Schema", bound=BaseModel)
 Row = dict[str, Any]
-# What the tensors hold: ranks as integers, scores as float32.
+# What the tensors hold: tokens and ranks as integers, scores as float32.
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Rank = Annotated[int, Field(ge=0, lt=2**31)]
 _LARGEST = 2.0**128 - 2.0**104
 Score = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
@@ -36,7 +37,7 @@ class Message(BaseModel):
 
 
 class PromptRow(BaseModel):
-    """``prompt`` or ``messages``; anything else travels along, for rewards to read.
+    """``prompt``, ``messages`` or ``token_ids``; anything else travels along, for rewards to read.
 
     Strict, since readers get the row as it is written: "true" must not pass for true.
     """
@@ -44,12 +45,14 @@ class PromptRow(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1)
+    token_ids: list[TokenId] | None = Field(None, min_length=1)  # of one model, as they are
     split: Literal["train", "validation", "test"] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> PromptRow:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give exactly one of prompt and messages")
+        said = (self.prompt, self.messages, self.token_ids)
+        if sum(value is not None for value in said) != 1:
+            raise ValueError("give exactly one of prompt, messages and token_ids")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's")
         return self

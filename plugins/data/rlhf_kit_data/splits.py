@@ -34,6 +34,8 @@ def folded(text: str) -> str:
 
 def opening(row: Row) -> str:
     """The first user turn, folded: what a whole conversation hangs on, a prompt alone too."""
+    if "token_ids" in row:
+        return f"tokens {row['token_ids']}"
     first = row.get("prompt")
     if first is None:
         first = next(m["content"] for m in row["messages"] if m["role"] == "user")

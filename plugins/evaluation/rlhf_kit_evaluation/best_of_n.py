@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
-from rlhf_kit.engine.scoring import load_models, probe, score
+from rlhf_kit.engine.scoring import load_models, score, try_out
 from rlhf_kit.interfaces import Context, RewardFn, Sampler, StageRun, Stateful
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.journal import Journal
@@ -81,12 +81,12 @@ class BestOfN:
         )
         self._sampler: Sampler = context.build(options.sampling.sampler)
         self._gold: RewardFn = context.build(options.gold)
-        probe(self._gold, self._prompts.rows, "gold")
+        try_out(self._gold, self._prompts.rows, "gold")
         self._proxies: dict[str, RewardFn] = {
             name: context.build(part) for name, part in options.proxies.items()
         }
         for name, proxy in self._proxies.items():
-            probe(proxy, self._prompts.rows, name)
+            try_out(proxy, self._prompts.rows, name)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options

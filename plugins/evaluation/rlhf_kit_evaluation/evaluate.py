@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.release import release_memory
-from rlhf_kit.engine.scoring import load_models, probe, score
+from rlhf_kit.engine.scoring import load_models, score, try_out
 from rlhf_kit.interfaces import Context, Policy, Reference, RewardFn, Sampler, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
@@ -19,9 +19,10 @@ from rlhf_kit.stagekit.batches import text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.perplexity import perplexity
-from rlhf_kit.stagekit.prompts import PromptSet, asked
+from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.types import Samples, Texts
+from rlhf_kit.types.samples import asked
 from rlhf_kit_evaluation.options import BASELINE, EvaluateOptions
 
 
@@ -64,7 +65,7 @@ class Evaluate:
         )
         self._sampler: Sampler = context.build(options.sampling.sampler)
         self._gold: RewardFn = context.build(options.gold)
-        probe(self._gold, self._prompts.rows)
+        try_out(self._gold, self._prompts.rows)
         self._reward: RewardFn | None = (
             None if options.reward is None else context.build(options.reward)
         )

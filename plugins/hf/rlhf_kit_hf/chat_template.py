@@ -115,7 +115,7 @@ class ChatTemplate:
                 f"the chat template refuses a conversation of {roles}: {kind}{error}"
             ) from error
 
-    def _probe(self, messages: Sequence[Message], *, generation: bool) -> str | None:
+    def _rendered(self, messages: Sequence[Message], *, generation: bool) -> str | None:
         """None where the template refuses such a conversation."""
         try:
             return self.render(messages, generation=generation)
@@ -124,11 +124,11 @@ class ChatTemplate:
 
     @cached_property
     def _prompt(self) -> str:
-        return self._probe((_user(_ASKED),), generation=True) or ""
+        return self._rendered((_user(_ASKED),), generation=True) or ""
 
     @cached_property
     def _answered(self) -> str:
-        return self._probe((_user(_ASKED), _assistant(_ANSWERED)), generation=False) or ""
+        return self._rendered((_user(_ASKED), _assistant(_ANSWERED)), generation=False) or ""
 
     @cached_property
     def lead(self) -> str:
@@ -152,7 +152,7 @@ class ChatTemplate:
     @property
     def turns(self) -> str:
         """What it writes around the contents of a plain conversation."""
-        found = (self._probe(some, generation=False) for some in _CONVERSATIONS[1:])
+        found = (self._rendered(some, generation=False) for some in _CONVERSATIONS[1:])
         return "".join(text or "" for text in found)
 
     @property

@@ -2,7 +2,7 @@
 
 A branch is a shallow copy of the model's own decoder whose layer list is cut at the split and
 which is fed the trunk's activations as input embeddings. No architecture is re-implemented; a
-probe at build time refuses the models for which trunk and branch together are not the model.
+check at build time refuses the models for which trunk and branch together are not the model.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class HydraMemory(SharedStrategy):
     def __init__(self, options: HydraOptions, source: ModelSource, context: Context) -> None:
         super().__init__(options, source, context)
         self._trunk = Trunk(self.model, options.trainable_layers, self.backbone)
-        self._probe()
+        self._check_split()
 
     def shape(self) -> dict[str, Any]:
         return {BACKBONE: self.backbone, **super().shape()}
@@ -174,7 +174,7 @@ class HydraMemory(SharedStrategy):
         return role
 
     @torch.no_grad()
-    def _probe(self) -> None:
+    def _check_split(self) -> None:
         """Trunk and branch must compose to the model, with padding on the left as in a rollout."""
         vocabulary = self.model.config.get_text_config().vocab_size
         tokens = torch.arange(3, 19, device=self.device).remainder(vocabulary).view(2, 8)

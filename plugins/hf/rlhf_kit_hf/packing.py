@@ -1,7 +1,7 @@
 """Whether the completions of a prompt can, and should, share one forward pass.
 
 Packed rows need a mask that says which token sees which. Not every model and attention
-implementation takes one, and some ignore it in silence, so a probe decides.
+implementation takes one, and some ignore it in silence, so a trial decides.
 """
 
 from __future__ import annotations

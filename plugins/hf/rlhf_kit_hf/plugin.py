@@ -79,7 +79,7 @@ def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
         for loaded in loaded_refs(stage):
             if loaded.ref.folder is None:
                 continue
-            _, memory = recipe.backbone(stage.id if loaded.own else None)
+            _, memory = recipe.model_and_memory(stage.id if loaded.own else None)
             chosen = memory.options
             if not isinstance(chosen, options.MemoryOptions):
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Tokenizer
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types.samples import Row, asked
 from rlhf_kit_hf.chat_template import ChatTemplate
 from rlhf_kit_hf.end_tokens import end_tokens
 from rlhf_kit_hf.options import TextOptions
@@ -75,6 +75,8 @@ class ChatTokenizer:
         self.max_length = options.max_length or context or 2**20
 
     def prompt(self, row: Row) -> list[int]:
+        if "token_ids" in row:
+            return self._given(row)
         messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
         if self._system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._system}, *messages]
@@ -86,6 +88,16 @@ class ChatTokenizer:
         except DataError as error:
             raise DataError(f"prompt {_shown(row)!r}: {error}") from error
         return ids if self._begun(ids, text) else [*self.begin_ids, *ids]
+
+    def _given(self, row: Row) -> list[int]:
+        ids = [int(token) for token in row["token_ids"]]
+        for token in ids:
+            if not 0 <= token < len(self.hf):
+                raise DataError(
+                    f"prompt {_shown(row)!r}: {token} is no token of this model; the ids are 0 to "
+                    f"{len(self.hf) - 1}"
+                )
+        return ids
 
     def _begun(self, ids: list[int], text: str) -> bool:
         """Whether the template has written the beginning, behind a line break or in part."""
@@ -247,4 +259,4 @@ def _changed(messages: Sequence[Mapping[str, Any]], text: str) -> set[str]:
 
 
 def _shown(row: Row) -> str:
-    return str(row.get("id") or row.get("prompt") or row["messages"][-1]["content"])[:60]
+    return str(row.get("id") or asked(row))[:60]

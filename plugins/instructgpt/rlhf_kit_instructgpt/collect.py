@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_kit.engine.checkpoint import write_atomically
-from rlhf_kit.engine.scoring import load_models, probe_labeler
+from rlhf_kit.engine.scoring import load_models, try_out_labeler
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Context, Labeler, Sampler, StageRun, Stateful, Tokenizer
 from rlhf_kit.stagekit.endings import Endings
@@ -46,7 +46,7 @@ class Collect:
         self._splits = [split for split, prompts in chosen.items() for _ in prompts.rows]
         self._sampler: Sampler = context.build(options.sampling.sampler)
         self._labeler: Labeler = context.build(options.labeler)
-        probe_labeler(self._labeler, self._prompts.rows)
+        try_out_labeler(self._labeler, self._prompts.rows)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options

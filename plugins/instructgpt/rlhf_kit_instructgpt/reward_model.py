@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.minibatch import Cycle
-from rlhf_kit.engine.optim import ParameterGroup
-from rlhf_kit.interfaces import Context, Loss, RewardModel, StageRun
+from rlhf_kit.interfaces import (
+    Context,
+    DropsRows,
+    Loss,
+    ParameterGroup,
+    RewardModel,
+    StageRun,
+    Term,
+)
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stagekit.batches import answered, read_comparisons
-from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import (
     Activations,
@@ -71,7 +76,7 @@ class RewardModelStage:
         o = self._options
         if not self._source.ready:
             self._read()
-        dropped = dict(getattr(self._source, "dropped", {}))
+        dropped = dict(self._source.dropped) if isinstance(self._source, DropsRows) else {}
         for why, count in dropped.items():
             run.say(f"left out {count}: {why}")
         model: RewardModel = self._context.memory().scorer(
@@ -97,16 +102,16 @@ class RewardModelStage:
     def _train(
         self, run: StageRun, model: RewardModel, train: Comparisons, held_out: Comparisons
     ) -> None:
-        o = self._options
+        o, engine = self._options, self._context.engine
         per_epoch = math.ceil(len(train) / o.batch_size)
         total = per_epoch * o.epochs
         group = ParameterGroup(list(model.parameters()), o.optimizer.learning_rate)
-        optimizer = build_optimizer([group], o.optimizer, total)
+        optimizer = engine.optimizer([group], o.optimizer, total)
         cycle = Cycle(len(train), o.batch_size, run.generator, span_passes=False)
         state = {"model": model, "optimizer": optimizer, "cycle": cycle}
         for step in run.steps(total, state):
             batch = cycle.next()
-            with accumulating(optimizer) as update:
+            with engine.step(optimizer) as update:
                 update.add(
                     {"rm": Term(self._loss, train.ranked)},
                     lambda prompts: {"rm": self._inputs(model, train.select(prompts))},

@@ -7,16 +7,23 @@ from typing import Any
 
 import torch
 
-from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.minibatch import Cycle
-from rlhf_kit.engine.optim import ParameterGroup
-from rlhf_kit.engine.scoring import load_models, probe, score
-from rlhf_kit.interfaces import Context, Loss, Policy, RewardFn, Sampler, StageRun, Stateful
+from rlhf_kit.engine.scoring import load_models, score, try_out
+from rlhf_kit.interfaces import (
+    Context,
+    Loss,
+    ParameterGroup,
+    Policy,
+    RewardFn,
+    Sampler,
+    StageRun,
+    Stateful,
+    Term,
+)
 from rlhf_kit.stagekit.batches import answered, held_out_blocks, text_blocks
 from rlhf_kit.stagekit.best import Best
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
@@ -48,7 +55,7 @@ class SFT:
                 room=options.sampling.max_new_tokens,
             )
             self._reward = context.build(options.select_by)
-            probe(self._reward, self._prompts.rows, "select_by")
+            try_out(self._reward, self._prompts.rows, "select_by")
         self._blocks, self._held_out = self._texts()
         # A batch holds so many demonstrations; the rest of it is running text.
         self._size, self._mixed = options.batch_size, 0
@@ -76,7 +83,7 @@ class SFT:
         return train, held_out_blocks(held_out, self._left_out)
 
     def run(self, run: StageRun) -> dict[str, Any]:
-        o = self._options
+        o, engine = self._options, self._context.engine
         self._left_out.tell(run)
         memory = self._context.memory()
         if self._reward is not None:
@@ -85,7 +92,7 @@ class SFT:
         per_epoch = math.ceil(len(self._train) / self._size)
         total = per_epoch * o.epochs
         group = ParameterGroup(list(policy.parameters()), o.optimizer.learning_rate)
-        optimizer = build_optimizer([group], o.optimizer, total)
+        optimizer = engine.optimizer([group], o.optimizer, total)
         cycle = Cycle(len(self._train), self._size, run.generator, span_passes=False)
         best, endings = Best(policy), Endings(run)
         if not run.resumed:
@@ -110,7 +117,7 @@ class SFT:
             rows = list(batch.split(o.micro_batch))
             if stream is not None:
                 rows += stream.next(len(batch))
-            with accumulating(optimizer) as update:
+            with engine.step(optimizer) as update:
                 update.add(
                     {"sft": Term(self._loss, lambda texts: texts.targets)},
                     lambda micro: {"sft": self._inputs(policy, micro)},

@@ -76,7 +76,7 @@ def check_setup(setup: Setup, skip: list[str]) -> list[Finding]:
         raise NumericsError(
             "the gate before the first update stopped the run; nothing was trained. "
             + "; ".join(lines)
-            + f". If this is meant to be, write gate_skip: [{', '.join(f.name for f in failed)}]"
+            + f". If this is meant to be, write gate.skip: [{', '.join(f.name for f in failed)}]"
         )
     return found
 

@@ -61,7 +61,7 @@ class KLOptions(Options):
 
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
-        if self.place == "reward":
+        if self.place != "loss":
             unread["estimate"] = 'place is "reward"; set place: loss'
         if self.limit is None:
             unread |= dict.fromkeys(("on_limit", "rollback_factor"), "limit is null; set one")
@@ -253,8 +253,8 @@ class PPOPtxOptions(Options):
                 "responses to one prompt; set at least 2"
             )
         if "whole_groups" in self.policy_loss.component.needs:
-            for key in ("minibatch", "micro_batch"):
-                if getattr(self, key) < each:
+            for key, rows in (("minibatch", self.minibatch), ("micro_batch", self.micro_batch)):
+                if rows < each:
                     found[key] = (
                         f"policy_loss {self.policy_loss.component.name!r} needs all {each} "
                         "responses to a prompt together; set at least so many"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf_kit.engine.ema import WeightAverage
-from rlhf_kit.engine.optim import Optimizer
 from rlhf_kit.interfaces import (
     AdvantageEstimator,
+    Engine,
     InvertibleNormalizer,
     Loss,
     ObservingLoss,
+    Optimizer,
     Policy,
     Reference,
     RewardFn,
@@ -54,6 +55,7 @@ class PtxPart:
 class PPOParts:
     """Each is an interface; None where the recipe has none."""
 
+    engine: Engine
     policy: Policy
     reference: Reference
     sampler: Sampler

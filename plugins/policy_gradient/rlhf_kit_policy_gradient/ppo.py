@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.clock import Clock, timed
 from rlhf_kit.engine.minibatch import minibatches
 from rlhf_kit.engine.release import trim_heap
 from rlhf_kit.engine.scoring import score
-from rlhf_kit.interfaces import StageRun
+from rlhf_kit.interfaces import StageRun, Term
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.types import (
@@ -63,7 +62,7 @@ class PPOPtx:
         Each phase finishes all its chunks before the next one begins, so that a frozen role is
         needed once in a rollout. A method, so that the rollout is gone before the next one comes.
         """
-        beta, self.clock = self.parts.beta, Clock()
+        beta, world, self.clock = self.parts.beta, self.parts.engine.world, Clock()
         figures = self.watch_text(step)
         rollout = self.score(self.sample(self.parts.prompts.next(), run.key("sample", step)))
         run.rollout_collected(step, rollout)
@@ -72,7 +71,8 @@ class PPOPtx:
         targets = self.credit(experience)
         stats = self.update(rollout, targets, run.generator) if verdict == "go on" else []
         figures |= beta.settle(verdict, rollout)
-        metrics = step_metrics(rollout, experience, targets, stats, figures, self.clock)
+        metrics = step_metrics(rollout, experience, targets, stats, figures, world)
+        metrics |= self.clock.metrics()
         run.end_step(step, metrics, step_line(step, self.options.steps, metrics, verdict))
         return verdict
 
@@ -87,6 +87,9 @@ class PPOPtx:
         """A response to every row of ``prompts``, in the chunks that were decoded."""
         parts, o = self.parts, self.options
         drawn = sample(parts.sampler, parts.policy, prompts, o.sampling, key, endings=parts.endings)
+        if o.trunk == "drop":
+            # Before scoring too: what is computed again would not be what decoding has computed.
+            drawn = (chunk.without_trunk() for chunk in drawn)
         chunks = [with_room(chunk, o.end, o.sampling.max_new_tokens) for chunk in drawn]
         trim_heap()  # decoding leaves other shapes behind than updates need
         return chunks
@@ -126,7 +129,7 @@ class PPOPtx:
 
     def experience(self, rollout: Rollout) -> Experience:
         """What is maximised, laid on the tokens that it is due to."""
-        penalty = self.parts.beta.coefficient if self.options.kl.place == "reward" else 0.0
+        penalty = 0.0 if self.options.kl.place == "loss" else self.parts.beta.coefficient
         return experience_of(rollout, self.options.end, self.parts.normalizers, penalty)
 
     @timed("credit")
@@ -171,7 +174,7 @@ class PPOPtx:
         group = batch.samples.group if parts.whole_groups else None
         micro = by_length(batch.samples.token_mask.sum(1), o.micro_batch, group)
         chunks = [batch.select(rows) for rows in micro]
-        with accumulating(parts.optimizer, self._watched) as step:
+        with parts.engine.step(parts.optimizer, self._watched) as step:
             step.add(self.terms(), self.inputs, chunks, "ppo")
             if parts.ptx is not None:
                 texts = parts.ptx.texts.next(len(batch))

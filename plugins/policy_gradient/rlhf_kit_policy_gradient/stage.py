@@ -10,14 +10,15 @@ import torch
 from rlhf_kit import Part
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.ema import WeightAverage
-from rlhf_kit.engine.optim import ParameterGroup, constant
-from rlhf_kit.engine.scoring import load_models, probe
+from rlhf_kit.engine.optim import constant
+from rlhf_kit.engine.scoring import load_models, try_out
 from rlhf_kit.engine.seeding import GeneratorState
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import (
     Context,
     InvertibleNormalizer,
     Normalizer,
+    ParameterGroup,
     Policy,
     Reference,
     StageRun,
@@ -27,7 +28,6 @@ from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.batches import held_out_blocks, text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.stagekit.optimizer import build_optimizer
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sampling_of
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
@@ -57,7 +57,7 @@ class PPOPtxStage:
         )
         self._sampler = context.build(options.sampling.sampler)
         self._reward = context.build(options.reward)
-        probe(self._reward, self._prompts.rows)
+        try_out(self._reward, self._prompts.rows)
         self._advantage = context.build(options.advantage)
         self._policy_loss = context.build(options.policy_loss)
         self._kl_controller = context.build(options.kl.controller)
@@ -118,7 +118,7 @@ class PPOPtxStage:
         return summary
 
     def _parts(self, run: StageRun, policy: Policy, reference: Reference) -> PPOParts:
-        o, critic = self._options, self._critic
+        o, engine, critic = self._options, self._context.engine, self._critic
         parameters = list(policy.parameters())
         groups = [ParameterGroup(parameters, o.optimizer.learning_rate)]
         if critic is not None:
@@ -126,7 +126,7 @@ class PPOPtxStage:
             rate = o.critic.learning_rate
             groups.append(ParameterGroup(list(critic.model.parameters()), rate, constant()))
         steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
-        optimizer = build_optimizer(groups, o.optimizer, steps)
+        optimizer = engine.optimizer(groups, o.optimizer, steps)
         ema = None if o.ema is None else WeightAverage(parameters, optimizer, o.ema)
         normalizers = self._normalizers
         taken_back: dict[str, Any] = {
@@ -141,6 +141,7 @@ class PPOPtxStage:
             taken_back |= {"critic": critic.model, "value_normalizer": critic.normalizer}
         stateful = {name: part for name, part in taken_back.items() if isinstance(part, Stateful)}
         return PPOParts(
+            engine=engine,
             policy=policy,
             reference=reference,
             sampler=self._sampler,
@@ -152,7 +153,7 @@ class PPOPtxStage:
             advantage=self._advantage,
             policy_loss=self._policy_loss,
             optimizer=optimizer,
-            beta=Beta(o.kl.coef, self._kl_controller, KLLimit(o.kl, stateful)),
+            beta=Beta(o.kl.coef, self._kl_controller, KLLimit(o.kl, stateful), engine.world),
             normalizers=normalizers,
             critic=critic,
             ptx=None if self._mix is None else self._mix.part(run),

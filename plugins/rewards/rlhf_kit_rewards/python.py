@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlhf_kit.errors import PluginError
 from rlhf_kit.types import Samples
+from rlhf_kit.types.samples import asked
 from rlhf_kit_rewards.options import PythonOptions
 
 _OFFERED = ("prompts", "responses", "rows", "samples")
@@ -49,7 +50,7 @@ class PythonReward:
 
     def __call__(self, samples: Samples) -> Tensor:
         offered = {
-            "prompts": lambda: [_prompt(row) for row in samples.rows],
+            "prompts": lambda: [asked(row) for row in samples.rows],
             "responses": lambda: samples.responses,
             "rows": lambda: list(samples.rows),
             "samples": lambda: samples,
@@ -59,10 +60,6 @@ class PythonReward:
             return torch.as_tensor(value, dtype=torch.float32)
         except Exception as error:
             raise PluginError(f"reward: {self._name}: {type(error).__name__}: {error}") from error
-
-
-def _prompt(row: dict[str, Any]) -> str:
-    return str(row["prompt"] if "prompt" in row else row["messages"][-1]["content"])
 
 
 def _module(options: PythonOptions) -> ModuleType:

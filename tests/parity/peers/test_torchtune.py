@@ -19,7 +19,7 @@ from torch.nn import Parameter  # noqa: E402
 from torchtune import rlhf  # noqa: E402
 from torchtune.rlhf.loss import PPOLoss  # noqa: E402
 
-from rlhf_kit.engine.accumulate import Step, Term  # noqa: E402
+from rlhf_kit.engine.accumulate import AccumulatingStep, Term  # noqa: E402
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup  # noqa: E402
 from rlhf_kit.ops.kl import kl_penalised_rewards  # noqa: E402
 from rlhf_kit.ops.logprobs import token_logprobs  # noqa: E402
@@ -260,7 +260,7 @@ def test_their_micro_batches_change_the_gradient(seed: int) -> None:
             )
             for rows in parts
         ]
-        step = Step(Optimizer([ParameterGroup([leaf], 1.0)]))
+        step = AccumulatingStep(Optimizer([ParameterGroup([leaf], 1.0)]))
         term = Term(PPOClip(CLIP), lambda b: SampledUnits(b.mask, b.old_logprobs, b.group))
         step.add({"policy": term}, lambda batch: {"policy": batch}, batches)
         assert leaf.grad is not None

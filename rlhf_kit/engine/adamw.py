@@ -1,10 +1,11 @@
-"""From optimizer options to the engine's optimizer."""
+"""From optimizer options to AdamW."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_kit.engine.optim import Optimizer, ParameterGroup, constant, cosine
+from rlhf_kit.engine.optim import Optimizer, constant, cosine
+from rlhf_kit.interfaces import ParameterGroup
 from rlhf_kit.stage_options import OptimizerOptions
 
 

@@ -1,0 +1,1 @@
+"""Guests: algorithms that rlhf-kit does not bring, written as a stranger would."""

@@ -1,0 +1,167 @@
+"""Comparisons as pairs of answers, or as answers judged one by one, for losses over policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_kit.errors import DataError
+from rlhf_kit.interfaces import Policy, Reference, Tokenizer
+from rlhf_kit.stagekit.batches import answered
+from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.types import LabelledInputs, Masked, PairInputs, Ragged, TextBatch, Texts
+from rlhf_kit.types.samples import Row
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """N prompts, each with the better and the worse of two answers."""
+
+    chosen: Texts
+    rejected: Texts
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] int64, in tokens, of the longer of the two."""
+        return torch.maximum(self.chosen.lengths, self.rejected.lengths)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Rows in chunks of at most ``size``, for judging."""
+        yield from torch.arange(len(self)).split(size)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """N prompts with an answer each, good or bad."""
+
+    texts: Texts
+    desirable: Tensor  # [N] bool
+    mismatched: Texts  # the same prompts, each with the answer to another one
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Rows in chunks of at most ``size``, for judging."""
+        yield from torch.arange(len(self)).split(size)
+
+
+def read_pairs(rows: Sequence[Row], tokenizer: Tokenizer) -> Pairs:
+    """Every two completions of a comparison of which one is ranked better; ties drop.
+
+    Raises:
+        DataError: a text longer than the context, an empty one, or no pair at all.
+    """
+    found = [
+        (row, better, worse)
+        for row in rows
+        for better, i in _ranked(row)
+        for worse, j in _ranked(row)
+        if i < j
+    ]
+    if not found:
+        raise DataError(f"comparisons: none of {len(rows)} rows ranks one completion over another")
+    chosen, rejected = (
+        _texts([(row, pair[side]) for row, *pair in found], tokenizer) for side in (0, 1)
+    )
+    return Pairs(chosen, rejected)
+
+
+def read_labelled(rows: Sequence[Row], tokenizer: Tokenizer) -> Labelled:
+    """The best and the worst completions of each comparison, each judged by itself.
+
+    Raises:
+        DataError: as ``read_pairs``; or only one prompt, which has no other's answers.
+    """
+    found: list[tuple[int, int, bool]] = []
+    for i, row in enumerate(rows):
+        ranks = [rank for _, rank in _ranked(row)]
+        if len(set(ranks)) > 1:
+            ends = min(ranks), max(ranks)
+            found += [(i, k, rank == ends[0]) for k, rank in _ranked(row) if rank in ends]
+    prompts = [i for i, _, _ in found]
+    if len(set(prompts)) < 2:
+        raise DataError(
+            f"comparisons: {len(set(prompts))} of {len(rows)} rows rank one completion over "
+            "another; two prompts at least are needed"
+        )
+    texts = _texts([(rows[i], k) for i, k, _ in found], tokenizer)
+    desirable = torch.tensor([best for _, _, best in found])
+    return Labelled(texts, desirable, _mismatched(texts, prompts))
+
+
+def _mismatched(texts: Texts, prompts: Sequence[int]) -> Texts:
+    """Each prompt with the answer of the nearest text before it, in a circle, to another prompt."""
+    begins, crossed = texts.begins.tolist(), []
+    for i, prompt in enumerate(prompts):
+        other = i - 1
+        while prompts[other] == prompt:
+            other -= 1
+        crossed.append(texts.tokens[i][: begins[i]] + texts.tokens[other][begins[other] :])
+    return Texts(Ragged.of(crossed), texts.begins, texts.pad)
+
+
+def response_logprobs(policy: Reference, texts: TextBatch) -> Tensor:
+    """[B] log-probabilities of whole answers: summed over the tokens that count."""
+    return policy.next_token_logprobs(texts).sum(1)
+
+
+def every_row(rows: Tensor) -> Masked:
+    """What a loss over whole rows [B] counts: each of them."""
+    return Masked(torch.ones(len(rows), dtype=torch.bool))
+
+
+def pair_inputs(policy: Policy, reference: Reference, pairs: Pairs, rows: Tensor) -> PairInputs:
+    """What a loss reads of the pairs ``rows`` [B]; the reference is asked without gradients."""
+    chosen, rejected = pairs.chosen.select(rows), pairs.rejected.select(rows)
+    with torch.no_grad():
+        reference_chosen = response_logprobs(reference, chosen)
+        reference_rejected = response_logprobs(reference, rejected)
+    return PairInputs(
+        response_logprobs(policy, chosen),
+        response_logprobs(policy, rejected),
+        reference_chosen,
+        reference_rejected,
+        chosen.predicted.sum(1),
+        rejected.predicted.sum(1),
+        every_row(rows).mask,
+    )
+
+
+def labelled_inputs(
+    policy: Policy, reference: Reference, data: Labelled, rows: Tensor
+) -> LabelledInputs:
+    """What a loss reads of the answers ``rows`` [B], mismatched ones too; see ``pair_inputs``."""
+    texts, others = data.texts.select(rows), data.mismatched.select(rows)
+    with torch.no_grad():
+        fixed = [response_logprobs(reference, each) for each in (texts, others)]
+        crossed = response_logprobs(policy, others)
+    return LabelledInputs(
+        response_logprobs(policy, texts),
+        fixed[0],
+        data.desirable[rows],
+        texts.predicted.sum(1),
+        every_row(rows).mask,
+        crossed,
+        fixed[1],
+    )
+
+
+def _ranked(row: Row) -> list[tuple[int, int]]:
+    """(completion, rank) of those that somebody ranked."""
+    return [(k, rank) for k, rank in enumerate(row["ranks"]) if rank is not None and rank >= 0]
+
+
+def _texts(chosen: Sequence[tuple[Row, int]], tokenizer: Tokenizer) -> Texts:
+    prompts = PromptSet.of([row for row, _ in chosen], tokenizer)
+    answers = (
+        (row["completions"][k], bool((row.get("finished") or [True] * (k + 1))[k]))
+        for row, k in chosen
+    )
+    return answered(prompts, answers, tokenizer)
