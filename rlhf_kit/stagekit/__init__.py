@@ -10,6 +10,7 @@ used; endless streams are ``Cycle``, ``PromptStream`` and ``TextStream``. Sampli
 grows a list), ``perplexity``, ``load_models`` and ``try_out`` (a reward, called early).
 """
 
+from rlhf_kit.engine.held_out import held_out_loss
 from rlhf_kit.engine.minibatch import Cycle, minibatches
 from rlhf_kit.engine.scoring import Scores, load_models, score, try_out
 from rlhf_kit.interfaces import ParameterGroup, Term
@@ -32,8 +33,9 @@ from rlhf_kit.stagekit.pairs import (
 )
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
-from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.sample import sample, sampling_of
 from rlhf_kit.stagekit.splits import by_split
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "every_row",
     "fit",
     "held_out_blocks",
+    "held_out_loss",
     "in_chunks",
     "labelled_inputs",
     "load_models",
@@ -67,7 +70,9 @@ __all__ = [
     "read_pairs",
     "response_logprobs",
     "sample",
+    "sampling_of",
     "score",
+    "stateful",
     "text_blocks",
     "try_out",
 ]
