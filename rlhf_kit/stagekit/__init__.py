@@ -2,12 +2,12 @@
 
 Data, before any model is loaded: ``PromptSet`` (prompts), ``answered`` (prompts with responses),
 ``text_blocks`` (running text), ``read_comparisons``, ``read_pairs``, ``read_labelled`` (rankings),
-and ``LeftOut``, which tells what of it is not used; endless streams of it are ``Cycle``,
-``PromptStream`` and ``TextStream``. Sampling: ``sample``, with ``Endings``; ``score``. Training:
-a ``Term`` per loss, ``fit`` for whole passes over data, ``pair_inputs`` and ``labelled_inputs``;
-the optimizer and its steps are the engine's (``context.engine``). Around them: ``Best`` (best
-weights), ``Journal`` and ``in_chunks`` (work that grows a list), ``perplexity``, ``load_models``
-and ``try_out`` (a reward, called early).
+``by_split``, which reads them as early as can be, and ``LeftOut``, which tells what of them is not
+used; endless streams are ``Cycle``, ``PromptStream`` and ``TextStream``. Sampling: ``sample``, with
+``Endings``; ``score``. Training: a ``Term`` per loss, ``fit`` for whole passes over data,
+``pair_inputs`` and ``labelled_inputs``; the optimizer and its steps are the engine's
+(``context.engine``). Around them: ``Best`` (best weights), ``Journal`` and ``in_chunks`` (work that
+grows a list), ``perplexity``, ``load_models`` and ``try_out`` (a reward, called early).
 """
 
 from rlhf_kit.engine.minibatch import Cycle, minibatches
@@ -33,6 +33,7 @@ from rlhf_kit.stagekit.pairs import (
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.splits import by_split
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "TextStream",
     "answered",
     "by_length",
+    "by_split",
     "every_row",
     "fit",
     "held_out_blocks",

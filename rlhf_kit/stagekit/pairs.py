@@ -108,8 +108,8 @@ def _mismatched(texts: Texts, prompts: Sequence[int]) -> Texts:
 
 
 def response_logprobs(policy: Reference, texts: TextBatch) -> Tensor:
-    """[B] log-probabilities of whole answers: summed over the tokens that count."""
-    return policy.next_token_logprobs(texts).sum(1)
+    """[B] log-probabilities of whole answers, where the texts are: sums over what counts."""
+    return policy.next_token_logprobs(texts).sum(1).to(texts.tokens.device)
 
 
 def every_row(rows: Tensor) -> Masked:
@@ -135,21 +135,24 @@ def pair_inputs(policy: Policy, reference: Reference, pairs: Pairs, rows: Tensor
 
 
 def labelled_inputs(
-    policy: Policy, reference: Reference, data: Labelled, rows: Tensor
+    policy: Policy, reference: Reference, data: Labelled, rows: Tensor, *, mismatched: bool
 ) -> LabelledInputs:
-    """What a loss reads of the answers ``rows`` [B], mismatched ones too; see ``pair_inputs``."""
+    """What a loss reads of the answers ``rows`` [B]; see ``pair_inputs``.
+
+    ``mismatched``: of the mismatched answers too, for a loss whose component needs them. They are
+    asked for without gradients.
+    """
     texts, others = data.texts.select(rows), data.mismatched.select(rows)
     with torch.no_grad():
-        fixed = [response_logprobs(reference, each) for each in (texts, others)]
-        crossed = response_logprobs(policy, others)
+        fixed = response_logprobs(reference, texts)
+        crossed = [response_logprobs(p, others) for p in (policy, reference) if mismatched]
     return LabelledInputs(
         response_logprobs(policy, texts),
-        fixed[0],
+        fixed,
         data.desirable[rows],
         texts.predicted.sum(1),
         every_row(rows).mask,
-        crossed,
-        fixed[1],
+        *crossed,
     )
 
 

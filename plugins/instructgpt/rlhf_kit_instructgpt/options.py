@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rlhf_kit import (
     Execution,
+    FitOptions,
     OptimizerOptions,
     Options,
     Part,
@@ -124,7 +125,7 @@ class CollectOptions(Options):
     sampling: SamplingOptions = block(description="how to sample")
 
 
-class RewardModelOptions(Options):
+class RewardModelOptions(FitOptions):
     """Reward modelling (arXiv:2203.02155, section 3.5, equation 1, and app. C.2)."""
 
     start: StageRef | None = stage_ref(
@@ -163,7 +164,6 @@ class RewardModelOptions(Options):
     )
     epochs: int = Field(1, ge=1, description="passes over the comparisons; 1 in the paper")
     batch_size: int = Field(64, ge=1, description="prompts per optimizer step; 64 in the paper")
-    micro_batch: Execution[int] = Field(8, ge=1, description="prompts per forward pass")
     trunk_cache_mib: Execution[int] = Field(
         1024, ge=0, description="keep a frozen trunk's activations for all epochs up to this size"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.interfaces import (
     Context,
     DropsRows,
     Loss,
-    ParameterGroup,
     RewardModel,
     StageRun,
     Term,
 )
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stagekit.batches import answered, read_comparisons
+from rlhf_kit.stagekit.fit import fit
 from rlhf_kit.stagekit.prompts import PromptSet
+from rlhf_kit.stagekit.splits import by_split
 from rlhf_kit.types import (
     Activations,
     ComparisonBatch,
@@ -57,40 +56,42 @@ class RewardModelStage:
         self._options, self._context = options, context
         self._source = context.build(options.comparisons)
         self._loss: Loss[PreferenceInputs, Ranked] = context.build(options.loss)
-        self._comparisons: dict[str, Comparisons] = {}
         self._demonstrations: Texts | None = None
         if options.demonstrations is not None:
             rows = context.build(options.demonstrations).split("train")
             prompts = PromptSet.of(rows, context.tokenizer)
             answers = ((row["response"], True) for row in rows)
             self._demonstrations = answered(prompts, answers, context.tokenizer)
-        if self._source.ready:
-            self._read()
-
-    def _read(self) -> None:
-        for name in ("train", "validation"):
-            rows = self._source.split(name)
-            self._comparisons[name] = read_comparisons(rows, self._context.tokenizer)
+        self._comparisons = by_split(
+            self._source, lambda rows: read_comparisons(rows, context.tokenizer)
+        )
 
     def run(self, run: StageRun) -> dict[str, Any]:
         o = self._options
-        if not self._source.ready:
-            self._read()
+        read = self._comparisons("train"), self._comparisons("validation")
         dropped = dict(self._source.dropped) if isinstance(self._source, DropsRows) else {}
         for why, count in dropped.items():
             run.say(f"left out {count}: {why}")
         model: RewardModel = self._context.memory().scorer(
             self._context.artifact(o.start), pooling=o.pooling, init_std=o.head_init_std
         )
-        train, held_out = (
-            self._encoded(model, self._comparisons[name]) for name in ("train", "validation")
-        )
+        train, held_out = (self._encoded(model, split) for split in read)
         if o.head_init == "probe":
             states = self._in_chunks(model.features, train)  # [G, K, H]
             model.set_head(*fit_probe(states, train, self._loss, o.probe_l2))
             del states  # as large as all completions
             run.say(f"probe  held-out accuracy {self.judge(model, held_out)[0]['accuracy']:.3f}")
-        self._train(run, model, train, held_out)
+        fit(
+            run,
+            self._context.engine,
+            model,
+            o,
+            train.lengths,
+            {"rm": Term(self._loss, train.ranked)},
+            lambda prompts: {"rm": self._inputs(model, train.select(prompts))},
+            lambda: self.judge(model, held_out)[0],
+            "accuracy",
+        )
         if self._demonstrations is not None:
             model.shift(-self._mean_score(model, self._demonstrations))
         figures, bins = self.judge(model, held_out)
@@ -98,32 +99,6 @@ class RewardModelStage:
         clear = figures.get("clear_accuracy", figures["accuracy"])
         summary = {"rm_pair_accuracy": clear, "reward_model": {**figures, "reliability": bins}}
         return summary | ({"left_out": dropped} if dropped else {})
-
-    def _train(
-        self, run: StageRun, model: RewardModel, train: Comparisons, held_out: Comparisons
-    ) -> None:
-        o, engine = self._options, self._context.engine
-        per_epoch = math.ceil(len(train) / o.batch_size)
-        total = per_epoch * o.epochs
-        group = ParameterGroup(list(model.parameters()), o.optimizer.learning_rate)
-        optimizer = engine.optimizer([group], o.optimizer, total)
-        cycle = Cycle(len(train), o.batch_size, run.generator, span_passes=False)
-        state = {"model": model, "optimizer": optimizer, "cycle": cycle}
-        for step in run.steps(total, state):
-            batch = cycle.next()
-            with engine.step(optimizer) as update:
-                update.add(
-                    {"rm": Term(self._loss, train.ranked)},
-                    lambda prompts: {"rm": self._inputs(model, train.select(prompts))},
-                    [batch[rows] for rows in by_length(train.lengths[batch], o.micro_batch)],
-                )
-            metrics = dict(update.stats)
-            line = f"step {step + 1}/{total}  loss {metrics['rm/loss']:.3f}"
-            if (step + 1) % per_epoch == 0:
-                figures, _ = self.judge(model, held_out)
-                metrics |= {f"validation/{key}": value for key, value in figures.items()}
-                line += f"  held-out accuracy {figures['accuracy']:.3f}"
-            run.end_step(step, metrics, line)
 
     @torch.no_grad()
     def _encoded(self, model: RewardModel, data: Comparisons) -> Comparisons:
@@ -200,7 +175,7 @@ class RewardModelStage:
 
     def _proof(self) -> TextBatch:
         """A few held-out texts, whose scores tell the saved model from another."""
-        held_out = self._comparisons["validation"]
+        held_out = self._comparisons("validation")
         few = held_out.select(torch.arange(len(held_out))[: _PROOF_TEXTS // 2])
         texts, _ = few.texts.unpacked()
         return texts.select(torch.arange(len(texts))[:_PROOF_TEXTS])

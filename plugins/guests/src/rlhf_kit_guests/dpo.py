@@ -9,9 +9,21 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_kit.interfaces import Context, Policy, Reference, StageRun
-from rlhf_kit.stagekit import Pairs, Term, every_row, fit, pair_inputs, read_pairs
+from rlhf_kit.stagekit import Pairs, Term, by_split, every_row, fit, pair_inputs, read_pairs
 from rlhf_kit.types import LossOutput, Masked, PairInputs
 from rlhf_kit_guests.options import DPOOptions, DPOStageOptions
+
+
+def gained(inputs: PairInputs) -> Tensor:
+    """[B] nats by which the better answer has gained on the worse one; 0 outside the mask."""
+    better = inputs.chosen - inputs.reference_chosen
+    worse = inputs.rejected - inputs.reference_rejected
+    return torch.where(inputs.mask, better - worse, 0.0)
+
+
+def right(margin: Tensor) -> Tensor:
+    """1 where the better answer is ahead, 0 where it is behind; equal counts half."""
+    return (margin.sign() + 1) / 2
 
 
 class DPO:
@@ -24,11 +36,10 @@ class DPO:
         return units.mask.sum()
 
     def __call__(self, inputs: PairInputs) -> LossOutput:
-        better = inputs.chosen - inputs.reference_chosen
-        worse = inputs.rejected - inputs.reference_rejected
-        margin = torch.where(inputs.mask, self._beta * (better - worse), 0.0)  # [B]
-        loss = torch.where(inputs.mask, -logsigmoid(margin), 0.0).sum()
-        return LossOutput(loss, {"margin": margin.sum(), "accuracy": (margin > 0).float().sum()})
+        margin, mask = gained(inputs), inputs.mask  # [B]
+        loss = torch.where(mask, -logsigmoid(self._beta * margin), 0.0).sum()
+        accuracy = torch.where(mask, right(margin), 0.0).sum()
+        return LossOutput(loss, {"margin": margin.sum(), "accuracy": accuracy})
 
 
 class DPOStage:
@@ -36,10 +47,8 @@ class DPOStage:
 
     def __init__(self, options: DPOStageOptions, context: Context) -> None:
         self._options, self._context = options, context
-        self._source, self._loss = context.build(options.comparisons), context.build(options.loss)
-
-    def _pairs(self, split: str) -> Pairs:
-        return read_pairs(self._source.split(split), self._context.tokenizer)
+        self._loss, source = context.build(options.loss), context.build(options.comparisons)
+        self._pairs = by_split(source, lambda rows: read_pairs(rows, context.tokenizer))
 
     def run(self, run: StageRun) -> dict[str, Any]:
         context, o = self._context, self._options
@@ -62,10 +71,7 @@ class DPOStage:
 
     @torch.no_grad()
     def _judge(self, policy: Policy, reference: Reference, pairs: Pairs) -> dict[str, float]:
-        """Per pair: the loss, and how often the better answer has gained more."""
-        sums = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
-        for rows in pairs.split(self._options.micro_batch):
-            output = self._loss(pair_inputs(policy, reference, pairs, rows))
-            for name, value in {"loss": output.total, **output.stats}.items():
-                sums[name] += value.item() / len(pairs)
-        return sums
+        """How often the better answer has gained more, and by how many nats."""
+        chunks = pairs.split(self._options.micro_batch)
+        margin = torch.cat([gained(pair_inputs(policy, reference, pairs, c)) for c in chunks])
+        return {"accuracy": right(margin).mean().item(), "margin": margin.mean().item()}

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.interfaces import Context, Policy, Reference, StageRun
-from rlhf_kit.stagekit import Labelled, Term, every_row, fit, labelled_inputs, read_labelled
+from rlhf_kit.stagekit import (
+    Labelled,
+    Term,
+    by_split,
+    every_row,
+    fit,
+    labelled_inputs,
+    read_labelled,
+)
 from rlhf_kit.types import LabelledInputs, LossOutput, Masked
 from rlhf_kit_guests.options import KTOOptions, KTOStageOptions
 
 
 class KTO:
-    """``lambda (1 - v)``, equation 8: v = sigmoid(beta (r - z)) of desirable answers, else of -.
+    """``lambda (1 - sigmoid(beta (r - z)))`` of desirable answers, equation 8; of others, z - r.
 
     r is ``log pi / pi_ref`` of an answer. z, the KL, is its mean over mismatched answers of the
     whole optimizer step, at least 0, and carries no gradient.
@@ -48,10 +56,9 @@ class KTOStage:
 
     def __init__(self, options: KTOStageOptions, context: Context) -> None:
         self._options, self._context = options, context
-        self._source, self._loss = context.build(options.comparisons), context.build(options.loss)
-
-    def _answers(self, split: str) -> Labelled:
-        return read_labelled(self._source.split(split), self._context.tokenizer)
+        self._loss, source = context.build(options.loss), context.build(options.comparisons)
+        self._answers = by_split(source, lambda rows: read_labelled(rows, context.tokenizer))
+        self._crossed = "mismatched" in options.loss.component.needs
 
     def run(self, run: StageRun) -> dict[str, Any]:
         context, o = self._context, self._options
@@ -65,7 +72,9 @@ class KTOStage:
             o,
             train.texts.lengths,
             {"kto": Term(self._loss, every_row)},
-            lambda rows: {"kto": labelled_inputs(policy, reference, train, rows)},
+            lambda rows: {
+                "kto": labelled_inputs(policy, reference, train, rows, mismatched=self._crossed)
+            },
             lambda: self._judge(policy, reference, held_out),
             "gap",
         )
@@ -76,7 +85,7 @@ class KTOStage:
     def _judge(self, policy: Policy, reference: Reference, data: Labelled) -> dict[str, float]:
         """In nats: what desirable answers have gained more than the others."""
         inputs = [
-            labelled_inputs(policy, reference, data, rows)
+            labelled_inputs(policy, reference, data, rows, mismatched=False)
             for rows in data.split(self._options.micro_batch)
         ]
         gain = torch.cat([x.logprobs - x.reference_logprobs for x in inputs])
