@@ -11,7 +11,7 @@ import torch
 from guest_losses import KTO
 from torch import Tensor
 
-from rlhf_kit.engine.accumulate import Step, Term
+from rlhf_kit.engine.accumulate import AccumulatingStep, Term
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.testing import TabularPolicy, TabularSampler
@@ -107,7 +107,7 @@ def one_step(size: int, *losses: str) -> tuple[Tensor, dict[str, float], Model]:
     batch = labelled(model.policy)
     known: dict[str, Any] = {"kto": kto(), "plain": Plain()}
     terms = {name: Term(known[name], lambda micro: micro.judged) for name in losses}
-    step = Step(Optimizer([ParameterGroup(list(model.policy.parameters()), 0.1)]))
+    step = AccumulatingStep(Optimizer([ParameterGroup(list(model.policy.parameters()), 0.1)]))
     step.add(terms, model.forward, list(batch.split(size)))
     (gradient,) = step.optimizer.gradients(list(model.policy.parameters()))
     assert gradient is not None
@@ -159,7 +159,7 @@ def test_a_baseline_of_each_micro_batch_would_be_noticed() -> None:
     found = {}
     for size in (3, ROWS):
         model = Model()
-        step = Step(Optimizer([ParameterGroup([model.policy.table], 0.1)]))
+        step = AccumulatingStep(Optimizer([ParameterGroup([model.policy.table], 0.1)]))
         term = Term(Own(BETA, DESIRABLE, UNDESIRABLE), lambda micro: micro.judged)
         step.add({"kto": term}, model.forward, list(labelled(model.policy).split(size)))
         (found[size],) = step.optimizer.gradients([model.policy.table])
@@ -191,7 +191,7 @@ def test_a_sum_that_is_not_finite_stops_the_step() -> None:
             return {**super().observe(inputs), "mismatched": torch.tensor(torch.nan)}
 
     model = Model()
-    step = Step(Optimizer([ParameterGroup([model.policy.table], 0.1)]))
+    step = AccumulatingStep(Optimizer([ParameterGroup([model.policy.table], 0.1)]))
     term = Term(Infinite(), lambda micro: micro.judged)
     with pytest.raises(NumericsError, match="loss 'kto' is nan: the step was not taken"):
         step.add({"kto": term}, model.forward, [labelled(model.policy)])
