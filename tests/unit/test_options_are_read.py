@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from rlhf_kit import OptimizerOptions, SamplingOptions
+from rlhf_kit import OptimizerOptions, Options, SamplingOptions
 from rlhf_kit.components import Component
 from rlhf_kit.option_fields import block_model
 from rlhf_kit.plugins import load_plugins
@@ -45,6 +45,9 @@ def read_in(package: str) -> frozenset[str]:
 def test_every_option_is_read(component: Component) -> None:
     package = component.target.partition(".")[0]
     unread = set(component.options.model_fields) - read_in(package)
+    for base in component.options.__mro__:
+        if issubclass(base, Options):  # who offers options to inherit may read them itself
+            unread -= set(base.model_fields) & read_in(base.__module__.partition(".")[0])
     unread -= {"model", "memory"}  # of a stage: read by the core, rlhf_kit.recipe.schema
     assert not unread
     for block in blocks_in(component.options):
