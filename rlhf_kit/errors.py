@@ -46,6 +46,6 @@ class Interrupted(RlhfKitError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'kl_coef'?" for the nearest of ``known``, or "" when none is near."""
+    """Return "; did you mean 'micro_batch'?" for the nearest of ``known``; "" if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

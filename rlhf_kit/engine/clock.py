@@ -17,6 +17,10 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
+    def metrics(self) -> dict[str, float]:
+        """``seconds/name`` of each phase."""
+        return {f"seconds/{name}": spent for name, spent in self.seconds.items()}
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()

@@ -121,11 +121,12 @@ def try_out_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
 
 def _made_up(rows: Sequence[Row]) -> Samples:
     rows = [*rows[:2], *rows[: max(0, 2 - len(rows))]]
-    ones = torch.ones((len(rows), 1), dtype=torch.long)
+    # Of three tokens: with one, a column [B, 1] by mistake would pass for a score per token.
+    one, three = torch.ones((len(rows), 1)).long(), torch.ones((len(rows), 3)).long()
     return Samples(
-        Prompts(ones, ones.bool(), rows, torch.zeros(len(rows)).long(), torch.arange(len(rows))),
-        ones,
-        ones.bool(),
+        Prompts(one, one.bool(), rows, torch.zeros(len(rows)).long(), torch.arange(len(rows))),
+        three,
+        three.bool(),
         finished=torch.ones(len(rows), dtype=torch.bool),
         temperature=1.0,
         decode=lambda tokens: "This is an answer.",

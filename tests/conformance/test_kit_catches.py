@@ -332,21 +332,30 @@ class BrokenKL:
     """An integral controller whose mistakes can be chosen."""
 
     def __init__(self, mistake: str = "") -> None:
-        self.coefficient, self.error, self.mistake = 0.0, 0.0, mistake
+        self.error, self.mistake = 0.0, mistake
 
-    def update(self, kl: float, samples: int) -> None:
+    def __call__(self, coefficient: float, kl: float, samples: int) -> float:
         self.error += (kl - 6.0) * 1e-4
         sign = -1 if self.mistake == "sign" else 1
-        self.coefficient += sign * self.error
-        if self.mistake != "negative":
-            self.coefficient = max(self.coefficient, 0.0)
+        coefficient += sign * self.error
+        return coefficient if self.mistake == "negative" else max(coefficient, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"coefficient": self.coefficient, "error": self.error}
-        return {"coefficient": self.coefficient} if self.mistake == "forgets" else state
+        return {} if self.mistake == "forgets" else {"error": self.error}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coefficient, self.error = state["coefficient"], state.get("error", self.error)
+        self.error = state.get("error", self.error)
+
+
+class SecretKL:
+    """Remembers, and has no state to save."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, coefficient: float, kl: float, samples: int) -> float:
+        self.seen += 1
+        return coefficient + kl * self.seen
 
 
 def test_kl_controllers() -> None:
@@ -354,10 +363,12 @@ def test_kl_controllers() -> None:
     for mistake, says in (
         ("sign", "a large KL should not give a smaller coefficient"),
         ("negative", "it should be a float >= 0"),
-        ("forgets", "put all state into state_dict"),
+        ("forgets", "put all that it remembers into state_dict"),
     ):
         with pytest.raises(AssertionError, match=says):
             check_kl_controller(BrokenKL(mistake))
+    with pytest.raises(AssertionError, match="put all that it remembers into state_dict"):
+        check_kl_controller(SecretKL())
 
 
 DECLARATIONS = """

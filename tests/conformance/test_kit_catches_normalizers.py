@@ -130,24 +130,20 @@ class Budget:
     """gamma grows with the excess over the first perplexity; mistakes can be chosen."""
 
     def __init__(self, mistake: str = "") -> None:
-        self.coefficient, self.first, self.mistake = 0.0, 0.0, mistake
+        self.first, self.mistake = 0.0, mistake
         self.every: Any = 4.0 if mistake == "every" else 4
 
-    def update(self, perplexity: float) -> None:
+    def __call__(self, coefficient: float, perplexity: float) -> float:
         self.first = self.first or perplexity
         step = perplexity / self.first - 1.0
-        self.coefficient += -step if self.mistake == "sign" else step
-        if self.mistake != "negative":
-            self.coefficient = max(0.0, self.coefficient)
+        coefficient += -step if self.mistake == "sign" else step
+        return coefficient if self.mistake == "negative" else max(0.0, coefficient)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"coefficient": self.coefficient, "first": self.first}
-        if self.mistake == "forgets":
-            del state["first"]
-        return state
+        return {} if self.mistake == "forgets" else {"first": self.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coefficient, self.first = state["coefficient"], state.get("first", self.first)
+        self.first = state.get("first", self.first)
 
 
 def test_ptx_controllers() -> None:
@@ -156,7 +152,7 @@ def test_ptx_controllers() -> None:
         ("every", "every should be an int, 0 for never measuring, got 4.0"),
         ("sign", "what holds it down"),
         ("negative", "it should be a float >= 0"),
-        ("forgets", "put all state into state_dict"),
+        ("forgets", "put all that it remembers into state_dict"),
     ):
         with pytest.raises(AssertionError, match=says):
             check_ptx_controller(Budget(mistake))

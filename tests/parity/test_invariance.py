@@ -40,6 +40,7 @@ from toys import ANSWERS, prompts, respond, texts
 from rlhf_kit.components import Component
 from rlhf_kit.engine.accumulate import Term, accumulating
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.plugins import load_plugins
 from rlhf_kit.testing import (
     TabularPolicy,
@@ -277,7 +278,7 @@ def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPt
         policy_loss=PPOClip(ClipOptions()),
         engine=Single(SingleOptions()),
         optimizer=Recorder([*policy.parameters(), *value.parameters()]),
-        beta=Beta(0.4, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {})),
+        beta=Beta(0.4, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {}), OneProcess()),
         normalizers=Normalizers(),
         critic=CriticPart(value, ClippedValue(ClipOptions()), 0.3),
         ptx=PtxPart(blocks_of, TokenNLL(NoOptions()), Gamma(1.7, FixedPtx(FixedPtxOptions()))),

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup, cosine
 from rlhf_kit.engine.seeding import derive_seed
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.testing import TabularPolicy, TabularSampler, hollow_part
 from rlhf_kit.types import LossOutput, PolicyLossInputs, Prompts, SampledUnits, Samples, Sampling
 
@@ -182,7 +183,7 @@ def ppo(
         "reward": reward,
         "advantage": GAE(GAEOptions(discount=1.0, lam=1.0)),
         "policy_loss": Expected(),
-        "beta": Beta(beta, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {})),
+        "beta": Beta(beta, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {}), OneProcess()),
         "normalizers": Normalizers(),
         "critic": CriticPart(value, ClippedValue(ClipOptions()), chosen.critic.coef),
     }

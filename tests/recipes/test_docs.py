@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import textwrap
 import types
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_the_tutorial_reward_works(tmp_path: Path) -> None:
     file = tmp_path / "short_and_polite.py"
     file.write_text(next(code for code in blocks(TUTORIAL, "python") if "def reward" in code))
     reward = PythonReward(PythonOptions(path=file))
-    scores, _ = score(reward, made_up_samples(["Please sit down.", "No."]))
+    scores = score(reward, made_up_samples(["Please sit down.", "No."])).total
     assert scores.tolist() == pytest.approx([0.97, -0.01])
 
 
@@ -181,3 +182,20 @@ def test_every_event_is_documented() -> None:
     for name, event in events.items():
         arguments = ", ".join(list(inspect.signature(event).parameters)[1:])
         assert f"| `{name}({arguments})` |" in AUTHORS, name
+
+
+def test_the_architecture_page_shows_the_loop_as_it_is() -> None:
+    from rlhf_kit_policy_gradient.ppo import PPOPtx
+
+    page = (ROOT / "docs/architecture.md").read_text()
+    (shown,) = blocks(page, "python")
+    assert shown == textwrap.dedent(inspect.getsource(PPOPtx.step))
+
+
+def test_the_architecture_page_names_every_folder() -> None:
+    (tree,) = re.findall(
+        r"```\n(rlhf_kit/.*?)```", (ROOT / "docs/architecture.md").read_text(), re.S
+    )
+    folders = {p.parent.name for p in (ROOT / "rlhf_kit").glob("*/__init__.py")}
+    plugins = {p.name for p in (ROOT / "plugins").iterdir() if p.is_dir()}
+    assert {f for f in folders | plugins if f"{f}/" not in tree} == set()

@@ -176,7 +176,7 @@ def test_published_recipe_runs_two_steps(
         small = f"{{use: pretrained, name: {model}, layers: 2}}"
         changes.append(f"reward_model.model={small}")
         changes.append("reward_model.memory={use: full, dtype: float32, device: cpu}")
-    if "ptx_length" in text:
+    if "ptx: null" not in text:
         changes += ["ppo.ptx.length=32", "ppo.ptx.per_episode=0.5"]
         changes += ["evaluate.pretraining_length=64", "evaluate.pretraining_tokens=256"]
     recipe, loaded, _ = open_recipe(path, changes)

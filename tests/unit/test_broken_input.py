@@ -235,9 +235,13 @@ def test_a_demonstration_longer_than_the_context(broken: Any, tmp_path: Path) ->
     [
         ("return [float('nan')] * len(responses)", 4, "score nan for response 0 of 2"),
         ("return [1.0, float('inf')]", 4, "score inf for response 1 of 2"),
-        ("return [0.5]", 4, r"one score per response, shape \[2\], got \[1\]"),
-        ("return [[0.5]] * len(responses)", 4, r"shape \[2\], got \[2, 1\]"),
-        ("return 0.5", 4, r"shape \[2\], got \[\]"),
+        ("return [0.5]", 4, r"shape \[2\], or per token, \[2, 3\]; got \[1\]"),
+        (
+            "return [[0.5]] * len(responses)",
+            4,
+            r"shape \[2\], or per token, \[2, 3\]; got \[2, 1\]",
+        ),
+        ("return 0.5", 4, r"one score per response, shape \[2\], or .*; got \[\]"),
         ("return responses", 2, r"reward\.py:reward: \w+Error: "),
         ("return [1 / 0]", 2, r"reward\.py:reward: ZeroDivisionError: division by zero"),
         ("return None", 2, r"reward\.py:reward: \w+Error: "),

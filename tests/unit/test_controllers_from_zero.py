@@ -14,6 +14,7 @@ from rlhf_kit_policy_gradient.options import AdaptiveKLOptions, AdaptivePtxOptio
 from rlhf_kit_policy_gradient.steering import Beta
 from toy_runs import ppo_options
 
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.errors import NumericsError, RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.testing import TabularPolicy, check_kl_controller
@@ -94,7 +95,7 @@ def test_a_rollback_that_cannot_raise_beta_stops() -> None:
     """A controller of a stranger's may have come to 0 by itself."""
     policy = TabularPolicy()
     limit = KLLimit(ppo_options(kl={"limit": 1.0, "on_limit": "rollback"}).kl, {"policy": policy})
-    beta = Beta(0.0, FixedKL(FixedKLOptions()), limit)
+    beta = Beta(0.0, FixedKL(FixedKLOptions()), limit, OneProcess())
     assert beta.judge(rollout(policy, 0.5)) == "go on"
     over = rollout(policy, 1.5)
     assert beta.judge(over) == "rollback"

@@ -104,7 +104,7 @@ def test_no_more_than_the_baseline_and_one_candidate(
     monkeypatch.setattr(Evaluate, "_judge", counting)
     names = {"one": "ppo", "two": "sft", "three": "ppo"}
     evaluated(project(tmp_path / "p", toy_model, "full", candidates=names), tmp_path / "run")
-    assert held == [2, 2, 2, 2]
+    assert held == [1, 2, 2, 2]  # the baseline is judged before any candidate is loaded
 
 
 def test_the_baseline_may_be_the_pretrained_model(toy_model: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_reference(toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def other(self: Any, start: Path | None) -> Any:
         built = original(self, start)
         with torch.no_grad():
-            for tensor in built._role.state_dict().values():
+            for tensor in built.role.state_dict().values():
                 tensor += 0.01
         return built
 

@@ -151,7 +151,7 @@ def test_what_is_loaded_into_its_own_memory_may_differ(toy_model: Path, tmp_path
     values = yaml.safe_load(path.read_text())
     del values["stages"]["reward_model"]["from"]
     values["stages"]["ppo"] |= {
-        "value": {"use": "separate", "from": "reward_model"},
+        "critic": {"value": {"use": "separate", "from": "reward_model"}},
         "steps": 1,
     }
     path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -161,8 +161,8 @@ def test_what_is_loaded_into_its_own_memory_may_differ(toy_model: Path, tmp_path
     folder = tmp_path / "run/stages/reward_model"
     assert json.loads((folder / "memory.json").read_text())["strategy"] == "lora"
     other = one_stage(tmp_path / "other", toy_model, "ppo", "hydra")
-    for key in ("reward", "value"):
-        use = {"reward": "reward_model", "value": "separate"}[key]
+    for key in ("reward", "critic.value"):
+        use = {"reward": "reward_model", "critic.value": "separate"}[key]
         found = refusal(other, f"ppo.{key}={{use: {use}, from: {folder}}}")
         assert f"stages.ppo.{key}.from: {folder}: was written with memory strategy" in found
 
@@ -185,10 +185,11 @@ def test_a_critic_of_other_tokens_is_refused_before_anything_runs(
     block = values["stages"]["reward_model"]
     del block["from"]
     block["model"] = {"use": "pretrained", "name": str(other)}
-    values["stages"]["ppo"]["value"] = {"use": "separate", "from": "reward_model"}
+    critic = {"use": "separate", "from": "reward_model"}
+    values["stages"]["ppo"]["critic"] = {"value": critic}
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     resolved, _, _ = open_recipe(path)
     context = StageContext(RunContext(resolved, tmp_path / "run"), "ppo")
     chosen: Any = resolved.stages["ppo"].part.options
     with pytest.raises(RecipeError, match="whose tokenizer is not the policy's"):
-        context.build(chosen.value)
+        context.build(chosen.critic.value)

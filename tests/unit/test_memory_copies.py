@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from live_tensors import Peak
-from rlhf_kit_policy_gradient.control import FixedKL, KLLimit
-from rlhf_kit_policy_gradient.options import FixedKLOptions
+from rlhf_kit_policy_gradient.control import KLLimit
 from torch import Tensor, nn
 from torch.nn import Parameter
 from toy_runs import ppo_of, ppo_options
@@ -88,19 +87,19 @@ def test_the_best_weights_survive_a_resume_and_further_offers() -> None:
 
 
 def test_what_a_rollback_goes_back_to_is_held_once() -> None:
-    model, kl = Model(), FixedKL(FixedKLOptions())
-    kl.coefficient = 1.0
-    limit = KLLimit(5.0, "rollback", 2.0, {"model": model})
+    model = Model()
+    options = ppo_options(kl={"limit": 5.0, "on_limit": "rollback"})
+    limit = KLLimit(options.kl, {"model": model})
     with Peak() as memory:
         for _ in range(3):
             assert limit.check(1.0) == "go on"
             model.add(10.0)
         assert memory.peak <= 1.1 * Model.size
     assert limit.check(6.0) == "rollback"
-    limit.take_back(kl)
+    limit.take_back(1.0)
     assert model.first() == [20.0, 21.0, 22.0, 23.0]
     model.add(1.0)
-    limit.take_back(kl)  # what was put back has not become what is gone back to
+    limit.take_back(1.0)  # what was put back has not become what is gone back to
     assert model.first() == [20.0, 21.0, 22.0, 23.0]
 
 
@@ -150,7 +149,7 @@ def test_full_has_a_model_for_each_role_and_no_other(
     reward = memory.scorer(None)
     assert models_alive(LlamaForCausalLM) - before == 3
     # Each is of its own, and the pretrained one.
-    roles = (policy.role, reference._role, reward._role)
+    roles = (policy.role, reference.role, reward._role)
     own, *others = (list(role.state_dict().values()) for role in roles)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
@@ -173,7 +172,7 @@ def test_full_from_folders_holds_no_pretrained_model(
 def test_a_checkpoint_holds_no_reference() -> None:
     policy = TabularPolicy()
     parts = ppo_of(policy, ppo_options(), reference=policy.reference()).parts
-    assert {"policy", "value", "optimizer"} <= parts.state().keys()
+    assert {"policy", "critic", "optimizer"} <= parts.state().keys()
     assert "reference" not in parts.state()
 
 

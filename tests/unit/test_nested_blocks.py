@@ -15,7 +15,7 @@ from rlhf_kit.cli.option_rows import option_rows
 from rlhf_kit.content import Contents
 from rlhf_kit.errors import PluginError, RecipeError
 from rlhf_kit.plugins import LoadedPlugins
-from rlhf_kit.recipe import Recipe, filled, plain, stage_refs
+from rlhf_kit.recipe import Recipe, filled, plain, refs_of
 from rlhf_kit.recipe.agreement import loaded_refs
 from rlhf_kit.recipe.identity import execution, identity
 from rlhf_kit.recipe.walk import parts_of
@@ -296,7 +296,7 @@ def test_walked(plugins: LoadedPlugins, tmp_path: Path) -> None:
         "stages.step.mix.rewards.a",
         "data.demos",
     }
-    assert stage_refs(stage.part) == [StageRef(stage="sft")]
+    assert refs_of(stage.part) == [StageRef(stage="sft")]
     assert stage.needs == ["sft"]
     (loaded,) = loaded_refs(stage)
     assert (loaded.place, loaded.own) == (("stages", "step", "ptx", "from"), True)

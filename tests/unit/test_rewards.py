@@ -184,7 +184,8 @@ def test_a_stateful_labeler_survives_an_interrupted_run(
     values["stages"] = {"collect": collect}
     recipe.write_text(yaml.safe_dump(values, sort_keys=False))
     whole = run(recipe, tmp_path / "whole") / "comparisons.jsonl"
-    part_of = run_in_two(recipe, tmp_path / "part", 2, monkeypatch) / "comparisons.jsonl"
+    # A step is a prompt, and a batch two of them: stopped at the end of the second batch.
+    part_of = run_in_two(recipe, tmp_path / "part", 3, monkeypatch) / "comparisons.jsonl"
     assert part_of.read_text() == whole.read_text()
 
 

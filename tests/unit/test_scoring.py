@@ -37,15 +37,51 @@ class Composite:
     "value", [[1, 2, 3], torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0, 3.0]).double()]
 )
 def test_numbers_become_float32(value: Any) -> None:
-    scores, components = score(lambda samples: value, SAMPLES)
-    assert scores.dtype == torch.float32
-    assert scores.tolist() == [1.0, 2.0, 3.0]
-    assert components == {}
+    found = score(lambda samples: value, SAMPLES)
+    assert found.total.dtype == torch.float32
+    assert found.total.tolist() == [1.0, 2.0, 3.0]
+    assert (found.components, found.tokens) == ({}, None)
+
+
+def test_scores_of_tokens_are_summed() -> None:
+    """What stands in the padding is nobody's."""
+    mask = SAMPLES.response_mask
+    assert mask.sum(1).tolist() == [5, 4, 4]
+    value = torch.where(mask, torch.arange(5.0), torch.nan).double()
+    found = score(lambda samples: value, SAMPLES)
+    assert found.total.tolist() == [10.0, 6.0, 6.0]
+    assert found.tokens is not None and found.tokens.dtype == torch.float32
+    assert found.tokens.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0], [0, 1, 2, 3, 0]]
+
+
+def test_a_score_of_a_token_that_is_not_finite() -> None:
+    value = torch.zeros(SAMPLES.response_mask.shape)
+    value[1, 2] = torch.nan
+    with pytest.raises(NumericsError) as caught:
+        score(lambda samples: value, SAMPLES)
+    assert str(caught.value) == (
+        "reward: score nan for response 1, token 2, of 3 ('bad'); scores must be finite"
+    )
+
+
+def test_a_composite_of_tokens_shows_the_sums() -> None:
+    class Tokens(Composite):
+        def components(self, samples: Samples) -> dict[str, Tensor]:
+            length = super().components(samples)["length"]
+            return {"length": length, "bad": samples.response_mask.float()}
+
+        def combine(self, components: Mapping[str, Tensor]) -> Tensor:
+            return components["length"][:, None] - 10 * components["bad"]
+
+    found = score(Tokens(), SAMPLES)
+    assert found.components["bad"].tolist() == [5.0, 4.0, 4.0]
+    assert found.components["length"].tolist() == [4.0, 3.0, 4.0]
+    assert found.total.tolist() == [5 * -6.0, 4 * -7.0, 4 * -6.0]
 
 
 def test_no_gradient_is_kept() -> None:
     weight = torch.ones(3, requires_grad=True)
-    assert not score(lambda samples: 2 * weight, SAMPLES)[0].requires_grad
+    assert not score(lambda samples: 2 * weight, SAMPLES).total.requires_grad
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -60,7 +96,8 @@ def test_a_score_that_is_not_finite(value: float) -> None:
 
 @pytest.mark.parametrize(("value", "shape"), [(torch.zeros(3, 1), r"\[3, 1\]"), ([0.0], r"\[1\]")])
 def test_a_wrong_shape(value: Any, shape: str) -> None:
-    with pytest.raises(NumericsError, match=rf"one score per response, shape \[3\], got {shape}"):
+    said = rf"one score per response, shape \[3\], or per token, \[3, 5\]; got {shape}"
+    with pytest.raises(NumericsError, match=said):
         score(lambda samples: value, SAMPLES)
 
 
@@ -71,9 +108,9 @@ def test_what_is_no_number(value: Any) -> None:
 
 
 def test_a_composite_shows_its_components() -> None:
-    scores, components = score(Composite(), SAMPLES)
-    assert scores.tolist() == [4.0, -7.0, 4.0]
-    assert {name: value.tolist() for name, value in components.items()} == {
+    found = score(Composite(), SAMPLES)
+    assert found.total.tolist() == [4.0, -7.0, 4.0]
+    assert {name: value.tolist() for name, value in found.components.items()} == {
         "length": [4.0, 3.0, 4.0],
         "bad": [0.0, 1.0, 0.0],
     }
@@ -97,7 +134,7 @@ def test_a_probe_finds_a_broken_reward_early(rows: list[dict[str, Any]]) -> None
         assert samples.responses[0] and samples.rows[0]["prompt"] == "a"
         return torch.zeros(1)
 
-    with pytest.raises(NumericsError, match=r"shape \[2\], got \[1\]"):
+    with pytest.raises(NumericsError, match=r"shape \[2\], or per token, .* got \[1\]"):
         try_out(broken, rows)
     assert seen == [2]  # two answers, so that a lost dimension shows
 

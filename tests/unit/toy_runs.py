@@ -38,6 +38,7 @@ from toys import merged, write_toy_recipe
 from watchers import write_watcher
 
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
 from rlhf_kit.testing import hollow_part
@@ -176,7 +177,9 @@ def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
         "policy_loss": PPOClip(ClipOptions()),
         "engine": Single(SingleOptions()),
         "optimizer": Recorder(groups, max_gradient_norm=None),
-        "beta": Beta(options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl, {})),
+        "beta": Beta(
+            options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl, {}), OneProcess()
+        ),
         "normalizers": Normalizers(),
         "critic": CriticPart(value, ClippedValue(ClipOptions()), options.critic.coef, normalizer),
     }

@@ -62,7 +62,7 @@ class PPOPtx:
         Each phase finishes all its chunks before the next one begins, so that a frozen role is
         needed once in a rollout. A method, so that the rollout is gone before the next one comes.
         """
-        beta, self.clock = self.parts.beta, Clock()
+        beta, world, self.clock = self.parts.beta, self.parts.engine.world, Clock()
         figures = self.watch_text(step)
         rollout = self.score(self.sample(self.parts.prompts.next(), run.key("sample", step)))
         run.rollout_collected(step, rollout)
@@ -71,7 +71,8 @@ class PPOPtx:
         targets = self.credit(experience)
         stats = self.update(rollout, targets, run.generator) if verdict == "go on" else []
         figures |= beta.settle(verdict, rollout)
-        metrics = step_metrics(rollout, experience, targets, stats, figures, self.clock)
+        metrics = step_metrics(rollout, experience, targets, stats, figures, world)
+        metrics |= self.clock.metrics()
         run.end_step(step, metrics, step_line(step, self.options.steps, metrics, verdict))
         return verdict
 

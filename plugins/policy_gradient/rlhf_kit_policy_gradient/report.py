@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlhf_kit.engine.clock import Clock
+from rlhf_kit.engine.world import world_mean, world_variance
+from rlhf_kit.interfaces import World
 from rlhf_kit.ops.kl import sequence_kl
-from rlhf_kit.ops.masking import masked_mean, masked_var
 from rlhf_kit.types import Advantages, Experience, Rollout
 
 
@@ -16,9 +16,9 @@ def step_metrics(
     targets: Advantages,
     stats: Sequence[Mapping[str, float]],
     figures: Mapping[str, float],
-    clock: Clock,
+    world: World,
 ) -> dict[str, float]:
-    """Rollout figures, the mean over optimizer steps of the losses' statistics, and phase times.
+    """Figures of the rollout, over all processes, and of the losses, the mean over its steps.
 
     ``score`` is what the reward says; ``objective`` is what is maximised: the scores of
     ``experience``, in which a missing end has been dealt with, less the KL penalty. ``kl`` is the
@@ -32,29 +32,29 @@ def step_metrics(
     mask, samples = rollout.mask, rollout.samples
     kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, mask)  # [B]
     metrics = {
-        "score": rollout.scores.mean().item(),
-        "score_std": rollout.scores.std(unbiased=False).item(),
-        "kl": kl.mean().item(),
-        "objective": (experience.scores - figures["kl_coef"] * kl).mean().item(),
-        "entropy": -masked_mean(rollout.logprobs, mask).item(),
-        "response_length": mask.sum(1).float().mean().item(),
-        "finished": samples.finished.float().mean().item(),
-        "return": masked_mean(targets.returns, mask).item(),
+        "score": world_mean(world, rollout.scores),
+        "score_std": world_variance(world, rollout.scores) ** 0.5,
+        "kl": world_mean(world, kl),
+        "objective": world_mean(world, experience.scores - figures["kl_coef"] * kl),
+        "entropy": -world_mean(world, rollout.logprobs, mask),
+        "response_length": world_mean(world, mask.sum(1).float()),
+        "finished": world_mean(world, samples.finished.float()),
+        "return": world_mean(world, targets.returns, mask),
     }
-    metrics |= {f"score/{name}": value.mean().item() for name, value in rollout.components.items()}
+    metrics |= {f"score/{name}": world_mean(world, x) for name, x in rollout.components.items()}
     if samples.sampled_logprobs is not None:
         gap = (samples.sampled_logprobs - rollout.logprobs).abs()
-        metrics["sampling_gap"] = masked_mean(gap, mask).item()
+        metrics["sampling_gap"] = world_mean(world, gap, mask)
     if rollout.values is not None:
-        error = masked_var(targets.returns - rollout.values, mask, unbiased=False)
-        spread = masked_var(targets.returns, mask, unbiased=False).clamp(min=1e-12)
-        metrics["explained_variance"] = (1 - error / spread).item()
+        error = world_variance(world, targets.returns - rollout.values, mask)
+        spread = max(world_variance(world, targets.returns, mask), 1e-12)
+        metrics["explained_variance"] = 1 - error / spread
     for key in stats[0] if stats else ():
         metrics[key] = sum(s[key] for s in stats) / len(stats)
     if "gradient_norm/ptx" in metrics:
         ppo = max(metrics["gradient_norm/ppo"], 1e-12)
         metrics["gradient_ratio"] = metrics["gradient_norm/ptx"] / ppo
-    return {**metrics, **figures, **{f"seconds/{n}": s for n, s in clock.seconds.items()}}
+    return {**metrics, **figures}
 
 
 def step_line(step: int, total: int, metrics: Mapping[str, float], verdict: str = "go on") -> str:

@@ -153,7 +153,7 @@ class PPOPtxStage:
             advantage=self._advantage,
             policy_loss=self._policy_loss,
             optimizer=optimizer,
-            beta=Beta(o.kl.coef, self._kl_controller, KLLimit(o.kl, stateful)),
+            beta=Beta(o.kl.coef, self._kl_controller, KLLimit(o.kl, stateful), engine.world),
             normalizers=normalizers,
             critic=critic,
             ptx=None if self._mix is None else self._mix.part(run),

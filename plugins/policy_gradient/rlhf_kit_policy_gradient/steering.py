@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from rlhf_kit.engine.world import world_mean
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.interfaces import KLController, Policy, PtxController, Stateful
+from rlhf_kit.interfaces import KLController, Policy, PtxController, Stateful, World
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.types import Rollout, Texts
@@ -19,15 +22,18 @@ class Beta:
         coefficient: to begin with.
         controller: what becomes of it.
         limit: the bound.
+        world: over which the KL is averaged, so that every process comes to the same verdict.
     """
 
-    def __init__(self, coefficient: float, controller: KLController, limit: KLLimit) -> None:
+    def __init__(
+        self, coefficient: float, controller: KLController, limit: KLLimit, world: World
+    ) -> None:
         self.coefficient, self.limit = coefficient, limit
-        self._controller = controller
+        self._controller, self._world = controller, world
 
     def judge(self, rollout: Rollout) -> Verdict:
         """Before a rollout is learned from: whether it may be."""
-        return self.limit.check(_kl(rollout))
+        return self.limit.check(self._kl(rollout))
 
     def settle(self, verdict: Verdict, rollout: Rollout) -> dict[str, float]:
         """After it: take back what went too far, or let the controller see the KL.
@@ -46,9 +52,14 @@ class Beta:
             self.coefficient = self.limit.take_back(self.coefficient)
         figures = {"kl_coef": self.coefficient, "rollbacks": float(self.limit.rollbacks)}
         if verdict != "stop":
-            rows = len(rollout.samples)
-            self.coefficient = self._controller(self.coefficient, _kl(rollout), rows)
+            rows = int(self._world.sum(torch.tensor(len(rollout.samples))))
+            self.coefficient = self._controller(self.coefficient, self._kl(rollout), rows)
         return figures
+
+    def _kl(self, rollout: Rollout) -> float:
+        """The mean over responses of the summed log-ratio to the reference, in nats."""
+        kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)
+        return world_mean(self._world, kl)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -98,8 +109,3 @@ class Gamma:
 
 def _state(part: KLController | PtxController) -> dict[str, Any]:
     return part.state_dict() if isinstance(part, Stateful) else {}
-
-
-def _kl(rollout: Rollout) -> float:
-    """The mean over responses of the summed log-ratio to the reference, in nats."""
-    return sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask).mean().item()
