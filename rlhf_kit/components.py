@@ -113,6 +113,9 @@ NEEDS = {
     "values": "an advantage estimator that reads values: a critic is built, trained and saved",
     "groups": "an advantage estimator that compares the responses to one prompt: "
     "samples_per_prompt must be at least 2",
+    "scores": "an advantage estimator that reads scores, in which there is no KL: it cannot be a "
+    "reward (kl.place)",
+    "own_kl": "a policy's loss that has the KL to the reference in it: no other may be added",
     "own_normalization": "an advantage estimator that normalises its advantages itself: "
     "normalize.advantages is left out, and refused where it is written",
     "positive_coefficient": "a controller that multiplies its coefficient, which 0 would stop",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rlhf_kit.engine.seeding import randomness_kept
 from rlhf_kit.interfaces import Observer
 from rlhf_kit.types import Rollout
@@ -53,9 +55,11 @@ class Observers(Observer):
     def _tell(self, event: Callable[[Observer], None]) -> None:
         for name, observer in self._observers.items():
             try:
-                with randomness_kept():
+                with randomness_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
                     event(observer)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # sys.exit is no reason to end a run either
                 if name not in self._reported:
                     self._reported.add(name)
                     cause = f"{type(error).__name__}: {error}"

@@ -29,10 +29,10 @@ class CompositeReward(Protocol):
     """A reward made of several numbers: each component is logged under its name."""
 
     def components(self, samples: Samples) -> Mapping[str, Tensor]:
-        """name -> [B]"""
+        """name -> [B], or [B, R] all of them where tokens are scored."""
 
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
-        """[B], what ``__call__`` would return for these components."""
+        """What ``__call__`` would return for these components."""
 
 
 @runtime_checkable

@@ -112,6 +112,8 @@ def _say(item: Any, place: Place, model: type[BaseModel]) -> str:
         fields = owner.model_fields.items() if owner else ()
         about = [f.description for n, f in fields if key_of(n, f) == place[-1] and f.description]
         return "missing; " + (about[0].split("\n")[0] if about else "it has no default")
+    if kind in ("model_type", "model_attributes_type"):
+        return f"is {in_short(value)}; should be a block of options"
     if kind in ("value_error", "assertion_error"):
         message = message.partition(", ")[2] or message
         return message if not place else f"is {in_short(value)}; {message}"

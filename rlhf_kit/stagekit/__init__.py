@@ -5,11 +5,13 @@ Data, before any model is loaded: ``PromptSet`` (prompts), ``answered`` (prompts
 ``by_split``, which reads them as early as can be, and ``LeftOut``, which tells what of them is not
 used; endless streams are ``Cycle``, ``PromptStream`` and ``TextStream``. Sampling: ``sample``, with
 ``Endings``; ``score``. Training: a ``Term`` per loss, ``fit`` for whole passes over data,
-``pair_inputs`` and ``labelled_inputs``; the optimizer and its steps are the engine's
-(``context.engine``). Around them: ``Best`` (best weights), ``Journal`` and ``in_chunks`` (work that
-grows a list), ``perplexity``, ``load_models`` and ``try_out`` (a reward, called early).
+``pair_inputs`` and ``labelled_inputs``, ``held_out_loss``; the optimizer and its steps are the
+engine's (``context.engine``). Around them: ``Best`` (best weights), ``Journal`` and ``in_chunks``
+(work that grows a list), ``stateful`` (what a checkpoint must hold), ``perplexity``,
+``load_models`` and ``try_out`` (a reward, called early).
 """
 
+from rlhf_kit.engine.held_out import held_out_loss
 from rlhf_kit.engine.minibatch import Cycle, minibatches
 from rlhf_kit.engine.scoring import Scores, load_models, score, try_out
 from rlhf_kit.interfaces import ParameterGroup, Term
@@ -32,8 +34,9 @@ from rlhf_kit.stagekit.pairs import (
 )
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
-from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.sample import sample, sampling_of
 from rlhf_kit.stagekit.splits import by_split
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "every_row",
     "fit",
     "held_out_blocks",
+    "held_out_loss",
     "in_chunks",
     "labelled_inputs",
     "load_models",
@@ -67,7 +71,9 @@ __all__ = [
     "read_pairs",
     "response_logprobs",
     "sample",
+    "sampling_of",
     "score",
+    "stateful",
     "text_blocks",
     "try_out",
 ]

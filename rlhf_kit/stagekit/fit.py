@@ -12,6 +12,7 @@ from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.interfaces import Engine, ParameterGroup, StageRun, Term, Trainable
 from rlhf_kit.ops.sequence import by_length
 from rlhf_kit.stage_options import FitOptions
+from rlhf_kit.stagekit.state import stateful
 
 
 def fit(
@@ -47,7 +48,9 @@ def fit(
     optimizer = engine.optimizer([group], options.optimizer, total)
     cycle = Cycle(len(lengths), options.batch_size, run.generator, span_passes=False)
     held_out: dict[str, float] = {}
-    for step in run.steps(total, {"model": model, "optimizer": optimizer, "cycle": cycle}):
+    losses = stateful(**{f"loss {name}": term.loss for name, term in terms.items()})
+    state = {"model": model, "optimizer": optimizer, "cycle": cycle, **losses}
+    for step in run.steps(total, state):
         batch = cycle.next()
         chunks = [batch[rows] for rows in by_length(lengths[batch], options.micro_batch)]
         with engine.step(optimizer) as update:

@@ -116,7 +116,9 @@ class Activations:
                 f"trunk: rows of {[len(row) for row in self.rows]} activations for masks of "
                 f"{counts} tokens; it belongs to other tokens"
             )
-        found = self.rows[0].new_zeros((*mask.shape, self.rows[0].shape[1]))
+        # Where the mask is: rows may be kept on the host.
+        shape = (*mask.shape, self.rows[0].shape[1])
+        found = self.rows[0].new_zeros(shape, device=mask.device)
         for i, row in enumerate(self.rows):
             found[i, mask[i]] = row.to(found.device)
         return PaddedTrunk(found, self.origin)

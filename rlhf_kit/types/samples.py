@@ -175,7 +175,7 @@ class Samples:
         A role refuses a trunk that is not its own. What scores another model's samples says so
         here, and the role computes its own from the tokens.
         """
-        own = self.trunk is not None and self.trunk.origin == origin
+        own = self.trunk is None or self.trunk.origin == origin
         return self if own else replace(self, trunk=None)
 
     def select(self, index: Tensor, columns: int = 0) -> Samples:

@@ -92,7 +92,7 @@ class Evaluate:
         run.say(f"sampling {o.samples_per_prompt} x {len(self._prompts)} responses of each policy")
         found = {BASELINE: self._judge(baseline, None, run, BASELINE)}
         for name, ref in o.candidates.items():
-            # In memory for no longer than it is judged.
+            # In memory for no longer than it is judged; only an adapter, which is small, stays.
             policy = memory.policy(self._context.artifact(ref), trainable=False)
             found[name] = self._judge(policy, baseline, run, name)
             del policy

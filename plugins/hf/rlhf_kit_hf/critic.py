@@ -33,7 +33,7 @@ class SeparateCritic:
         start = options.start
         if start is not None and reading(context.tokenizer) != reading(context.tokenizer_of(start)):
             raise RecipeError(
-                f"value: the critic starts from {start}, whose tokenizer is not the policy's; "
+                f"critic.value: it starts from {start}, whose tokenizer is not the policy's; "
                 "values are per token, so both must read the same tokens"
             )
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_kit.interfaces import Loss
+from rlhf_kit.engine.held_out import observed
+from rlhf_kit.interfaces import Loss, ObservingLoss, Term
 from rlhf_kit.types import Comparisons, PreferenceInputs, Ranked
 
 
 def fit_probe(
-    features: Tensor, batch: Comparisons, loss: Loss[PreferenceInputs, Ranked], l2: float
+    features: Tensor,
+    batch: Comparisons,
+    loss: Loss[PreferenceInputs, Ranked] | ObservingLoss[PreferenceInputs, Ranked],
+    l2: float,
 ) -> tuple[Tensor, float]:
     """Minimise mean loss + l2/2 |w|^2 over a linear score of standardised features.
 
@@ -33,13 +37,15 @@ def fit_probe(
     del valid
     standard = (features - mean) / std  # a few dimensions of a language model dwarf all others
     weight = torch.zeros(features.shape[2], requires_grad=True)
+    term = Term(loss, lambda inputs: Ranked(inputs.ranks, inputs.mask))
     count = loss.count(Ranked(batch.ranks, batch.mask)).clamp(min=1)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
         scores = standard @ weight  # [G, K]
-        total = loss(PreferenceInputs(scores, batch.ranks, batch.mask)).total / count
+        inputs = PreferenceInputs(scores, batch.ranks, batch.mask)
+        total = term.output(inputs, observed(loss, [inputs])).total / count
         total = total + 0.5 * l2 * weight.square().sum()
         total.backward()
         return total

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_kit.engine.held_out import held_out_loss
 from rlhf_kit.interfaces import (
     Context,
     DropsRows,
     Loss,
+    ObservingLoss,
     RewardModel,
     StageRun,
     Term,
@@ -49,13 +51,17 @@ from rlhf_kit_instructgpt.probe import fit_probe
 _PROOF_TEXTS = 8
 
 
+AnyLoss = Loss[PreferenceInputs, Ranked] | ObservingLoss[PreferenceInputs, Ranked]
+
+
 class RewardModelStage:
     """arXiv:2203.02155, section 3.5: every completion once, all pairs of a prompt together."""
 
     def __init__(self, options: RewardModelOptions, context: Context) -> None:
         self._options, self._context = options, context
         self._source = context.build(options.comparisons)
-        self._loss: Loss[PreferenceInputs, Ranked] = context.build(options.loss)
+        self._loss: AnyLoss = context.build(options.loss)
+        self._term = Term(self._loss, lambda inputs: Ranked(inputs.ranks, inputs.mask))
         self._demonstrations: Texts | None = None
         if options.demonstrations is not None:
             rows = context.build(options.demonstrations).split("train")
@@ -146,9 +152,8 @@ class RewardModelStage:
         low, high = accuracy_interval(scores, pairs, generator)
         margins = pair_margins(scores, pairs)
         bins = reliability(margins)
-        count = self._loss.count(Ranked(batch.ranks, mask)).clamp(min=1)
         figures = {
-            "loss": (self._loss(inputs).total / count).item(),
+            "loss": held_out_loss(self._term, [inputs], lambda all_of_it: all_of_it)["loss"],
             "accuracy": accuracy(scores, pairs),
             "accuracy_low": low,
             "accuracy_high": high,

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from rlhf_kit.engine.held_out import held_out_loss
 from rlhf_kit.engine.minibatch import Cycle
 from rlhf_kit.engine.scoring import load_models, score, try_out
 from rlhf_kit.interfaces import (
     Context,
-    Loss,
     ParameterGroup,
     Policy,
     RewardFn,
@@ -28,7 +28,7 @@ from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.stagekit.streams import TextStream
-from rlhf_kit.types import Masked, NllInputs, TextBatch, Texts
+from rlhf_kit.types import NllInputs, TextBatch, Texts
 from rlhf_kit_instructgpt.options import SFTOptions
 
 
@@ -40,7 +40,7 @@ class SFT:
         self._left_out = LeftOut()
         self._train, _ = self._demonstrations("train")
         self._validation, prompts = self._demonstrations("validation")
-        self._loss: Loss[NllInputs, Masked] = context.build(options.loss)
+        self._term = Term(context.build(options.loss), lambda texts: texts.targets)
         self._sampler: Sampler = context.build(options.sampling.sampler)
         self._reward: RewardFn | None = None
         if options.select_by is not None:
@@ -119,7 +119,7 @@ class SFT:
                 rows += stream.next(len(batch))
             with engine.step(optimizer) as update:
                 update.add(
-                    {"sft": Term(self._loss, lambda texts: texts.targets)},
+                    {"sft": self._term},
                     lambda micro: {"sft": self._inputs(policy, micro)},
                     rows,
                 )
@@ -152,12 +152,9 @@ class SFT:
 
         mean ``score`` of samples; with a mix the ``perplexity`` on held-out running text.
         """
-        total = count = 0.0
-        for micro in self._validation.split(self._options.micro_batch):
-            inputs = self._inputs(policy, micro)
-            total += self._loss(inputs).total.item()
-            count += self._loss.count(micro.targets).item()
-        found = {"loss": total / max(count, 1.0)}
+        batches = list(self._validation.split(self._options.micro_batch))
+        judged = held_out_loss(self._term, batches, lambda micro: self._inputs(policy, micro))
+        found = {"loss": judged["loss"]}
         if self._reward is not None:
             # The same draws for every epoch, so that they differ by their weights alone.
             answers = sample(

@@ -283,7 +283,11 @@ def _numbers(setup: Setup) -> list[Tensor]:
 def widened(samples: Samples, left: int = 2, right: int = 3) -> Samples:
     """The same samples with more padding on both sides, and garbage in all of the padding."""
     prompts, mask = samples.prompts, samples.response_mask
-    garbage = int(samples.response_tokens[:, 0].max())
+    first = samples.response_tokens[:, 0]
+    # A policy may sample the very token that padding is made of.
+    filling = torch.cat([prompts.tokens[~prompts.mask], samples.response_tokens[~mask]])
+    others = first[~torch.isin(first, filling)]
+    garbage = int((others if len(others) else first).max())
 
     def around(x: Tensor, before: int, after: int, fill: Any) -> Tensor:
         shape = list(x.shape)

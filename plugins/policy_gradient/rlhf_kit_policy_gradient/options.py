@@ -204,8 +204,8 @@ class PPOPtxOptions(Options):
     trunk: Execution[Literal["keep", "host", "drop"]] = Field(
         "keep",
         description="a frozen trunk's activations, which sampling computes, while the rollout is "
-        "learned from: keep them; keep them on the host, beside an accelerator; or drop them and "
-        "compute them again",
+        "learned from: keep them; keep them on the host, beside an accelerator; or drop them, and "
+        "compute them again in the updates",
     )
     ema: float | None = Field(
         None,
@@ -252,6 +252,7 @@ class PPOPtxOptions(Options):
                 f"is {each}, and advantage {self.advantage.component.name!r} compares the "
                 "responses to one prompt; set at least 2"
             )
+        found |= self._unread_kl()
         if "whole_groups" in self.policy_loss.component.needs:
             for key, rows in (("minibatch", self.minibatch), ("micro_batch", self.micro_batch)):
                 if rows < each:
@@ -260,6 +261,20 @@ class PPOPtxOptions(Options):
                         "responses to a prompt together; set at least so many"
                     )
         return found
+
+    def _unread_kl(self) -> dict[str, str]:
+        """A KL coefficient that nothing would read, or that would be paid twice."""
+        estimator, loss, kl = self.advantage.component, self.policy_loss.component, self.kl
+        if kl.coef == 0:
+            return {}
+        if "own_kl" in loss.needs and kl.place == "loss":
+            why = f"policy_loss {loss.name!r} has the KL in it already; set 0"
+            return {"kl.coef": f"is {kl.coef}, and {why}"}
+        if "scores" in estimator.needs and kl.place != "loss":
+            why = f"advantage {estimator.name!r} reads scores, in which there is no KL"
+            ways = "set 0" if "own_kl" in loss.needs else "set kl.place: loss, or 0"
+            return {"kl.coef": f"is {kl.coef}, and {why}; {ways}"}
+        return {}
 
 
 class GAEOptions(Options):

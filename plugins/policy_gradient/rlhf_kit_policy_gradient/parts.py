@@ -20,6 +20,7 @@ from rlhf_kit.interfaces import (
     ValueHead,
 )
 from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 from rlhf_kit.types import (
     Masked,
@@ -76,20 +77,25 @@ class PPOParts:
 
     def state(self) -> dict[str, Stateful]:
         """Everything a checkpoint must hold; a reward or an estimator may have state too."""
-        named = {
-            "policy": self.policy,
-            "prompts": self.prompts,
-            "reward": self.reward,
-            "advantage": self.advantage,
-            "optimizer": self.optimizer,
-            "beta": self.beta,
-            "score_normalizer": self.normalizers.scores,
-            "reward_normalizer": self.normalizers.rewards,
-            "advantage_normalizer": self.normalizers.advantages,
-            "ema": self.ema,
-        }
-        if self.critic is not None:
-            named |= {"critic": self.critic.model, "value_normalizer": self.critic.normalizer}
-        if self.ptx is not None:
-            named |= {"texts": self.ptx.texts, "gamma": self.ptx.gamma}
-        return {name: part for name, part in named.items() if isinstance(part, Stateful)}
+        critic, ptx, normalizers = self.critic, self.ptx, self.normalizers
+        found = stateful(
+            policy=self.policy,
+            prompts=self.prompts,
+            sampler=self.sampler,
+            reward=self.reward,
+            advantage=self.advantage,
+            policy_loss=self.policy_loss,
+            optimizer=self.optimizer,
+            beta=self.beta,
+            score_normalizer=normalizers.scores,
+            reward_normalizer=normalizers.rewards,
+            advantage_normalizer=normalizers.advantages,
+            ema=self.ema,
+        )
+        if critic is not None:
+            found |= stateful(
+                critic=critic.model, value_loss=critic.loss, value_normalizer=critic.normalizer
+            )
+        if ptx is not None:
+            found |= stateful(texts=ptx.texts, ptx_loss=ptx.loss, gamma=ptx.gamma)
+        return found

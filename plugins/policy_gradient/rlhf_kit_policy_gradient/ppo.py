@@ -90,7 +90,8 @@ class PPOPtx:
         if o.trunk == "drop":
             # Before scoring too: what is computed again would not be what decoding has computed.
             drawn = (chunk.without_trunk() for chunk in drawn)
-        chunks = [with_room(chunk, o.end, o.sampling.max_new_tokens) for chunk in drawn]
+        longest = o.sampling.max_new_tokens
+        chunks = [self._at_rest(with_room(chunk, o.end, longest)) for chunk in drawn]
         trim_heap()  # decoding leaves other shapes behind than updates need
         return chunks
 
@@ -99,7 +100,7 @@ class PPOPtx:
     def score(self, chunks: Sequence[Samples]) -> Rollout:
         """What the updates hold fixed, role by role: the policy, its reference, critic, reward."""
         parts = self.parts
-        chunks = [parts.policy.encode(chunk) for chunk in chunks]
+        chunks = [self._at_rest(parts.policy.encode(chunk)) for chunk in chunks]
         own = [self._account(chunk) for chunk in chunks]  # the policy, and the critic beside it
         references = [parts.reference.evaluate(chunk).logprobs for chunk in chunks]  # [B, R]
         scores = [score(parts.reward, chunk) for chunk in chunks]
@@ -121,11 +122,13 @@ class PPOPtx:
             values = critic.normalizer.denormalize(values)
         return out.logprobs, values
 
-    def _kept(self, chunk: Samples) -> Samples:
-        """With its trunk where the recipe wants it while the rollout is learned from."""
-        if self.options.trunk == "drop":
-            return chunk.without_trunk()
+    def _at_rest(self, chunk: Samples) -> Samples:
+        """With its trunk where the recipe wants it while other chunks are worked on."""
         return chunk.trunk_on(torch.device("cpu")) if self.options.trunk == "host" else chunk
+
+    def _kept(self, chunk: Samples) -> Samples:
+        """With its trunk, or without one, while the rollout is learned from."""
+        return chunk.without_trunk() if self.options.trunk == "drop" else chunk
 
     def experience(self, rollout: Rollout) -> Experience:
         """What is maximised, laid on the tokens that it is due to."""
@@ -197,7 +200,8 @@ class PPOPtx:
 
     def inputs(self, batch: PPOBatch) -> dict[str, PolicyLossInputs | ValueLossInputs]:
         """What they read, by one pass through the policy."""
-        out, drawn = self.parts.policy.evaluate(batch.samples), batch.samples.sampled_logprobs
+        samples = self.parts.policy.encode(batch.samples)  # once for the critic too
+        out, drawn = self.parts.policy.evaluate(samples), samples.sampled_logprobs
         policy = PolicyLossInputs(
             out.logprobs,
             batch.logprobs,
@@ -205,11 +209,11 @@ class PPOPtx:
             batch.mask,
             batch.reference_logprobs,
             batch.logprobs if drawn is None else drawn,
-            batch.samples.group,
+            samples.group,
         )
         found: dict[str, PolicyLossInputs | ValueLossInputs] = {"policy": policy, "kl": policy}
         if self.parts.critic is not None and batch.values is not None:
-            values = self.parts.critic.model(out.states, batch.samples)
+            values = self.parts.critic.model(out.states, samples)
             found["value"] = ValueLossInputs(values, batch.values, batch.returns, batch.places)
         return found
 

@@ -71,5 +71,5 @@ def step_line(step: int, total: int, metrics: Mapping[str, float], verdict: str 
     if verdict == "stop":
         line += "  over kl.limit: the training ends here"
     if verdict == "rollback":
-        line += f"  over kl.limit: taken back, kl_coef is now {metrics['kl_coef']:.3g}"
+        line += f"  over kl.limit: taken back, kl.coef is now {metrics['kl_coef']:.3g}"
     return f"{line}  {seconds:.1f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class PPOPtxStage:
         try_out(self._reward, self._prompts.rows)
         self._advantage = context.build(options.advantage)
         self._policy_loss = context.build(options.policy_loss)
+        self._whole_groups = "whole_groups" in options.policy_loss.component.needs
         self._kl_controller = context.build(options.kl.controller)
         needs, normalize = options.advantage.component.needs, options.normalize
         own = "own_normalization" in needs
@@ -125,7 +127,10 @@ class PPOPtxStage:
             # Fixed from the first step on: the warm-up of the paper is the policy's.
             rate = o.critic.learning_rate
             groups.append(ParameterGroup(list(critic.model.parameters()), rate, constant()))
-        steps = o.steps * o.inner_epochs * -(-o.rollout_batch // o.minibatch)
+        # What travels together is counted together.
+        together = o.samples_per_prompt if self._whole_groups else 1
+        each = math.ceil(o.rollout_batch / together / (o.minibatch // together))
+        steps = o.steps * o.inner_epochs * each
         optimizer = engine.optimizer(groups, o.optimizer, steps)
         ema = None if o.ema is None else WeightAverage(parameters, optimizer, o.ema)
         normalizers = self._normalizers
@@ -158,7 +163,7 @@ class PPOPtxStage:
             critic=critic,
             ptx=None if self._mix is None else self._mix.part(run),
             ema=ema,
-            whole_groups="whole_groups" in o.policy_loss.component.needs,
+            whole_groups=self._whole_groups,
         )
 
     def _check(

@@ -17,7 +17,7 @@ def rlhf_components() -> Iterable[Component]:
         f"{package}.grpo:GroupAdvantage",
         o.GroupOptions,
         "Scores standardised within the answers to a prompt, arXiv:2402.03300.",
-        needs=frozenset({"groups", "own_normalization"}),
+        needs=frozenset({"groups", "own_normalization", "scores"}),
     )
     yield Component(
         "policy_loss",
@@ -25,6 +25,7 @@ def rlhf_components() -> Iterable[Component]:
         f"{package}.grpo:GRPO",
         o.GRPOOptions,
         "Clipped ratio and k3 to the reference, mean over each answer, arXiv:2402.03300.",
+        needs=frozenset({"own_kl"}),
     )
     yield Component(
         "pair_loss", "dpo", f"{package}.dpo:DPO", o.DPOOptions, "DPO, arXiv:2305.18290."
