@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf_kit.testing import made_up_experience, made_up_policy_inputs
 from rlhf_kit.types import PolicyLossInputs, SampledUnits
 
-NEEDS = {"groups", "own_normalization"}
+NEEDS = {"groups", "own_normalization", "scores"}
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -20,8 +20,8 @@ LONGEST = 60
 def test_declarations(check_plugin) -> None:
     components = check_plugin("rlhf_kit_guests.plugin")
     assert [(c.seam, c.name, sorted(c.needs), c.produces) for c in components] == [
-        ("advantage", "grpo", ["groups", "own_normalization"], ""),
-        ("policy_loss", "grpo", [], ""),
+        ("advantage", "grpo", ["groups", "own_normalization", "scores"], ""),
+        ("policy_loss", "grpo", ["own_kl"], ""),
         ("pair_loss", "dpo", [], ""),
         ("stage", "dpo", [], "policy"),
         ("labelled_loss", "kto", ["mismatched"], ""),
