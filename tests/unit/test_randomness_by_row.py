@@ -13,11 +13,11 @@ import yaml
 from rlhf_kit_hf import decode
 from rlhf_kit_hf.options import DecodeOptions
 from rlhf_kit_hf.sampler import DecodeSampler
-from toy_runs import interrupted, one_stage, run
+from toy_runs import interrupted, one_stage, ppo_options, run
 from toys import PROMPTS, prompts, respond, write_toy_recipe
+from watchers import write_watcher
 
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.stage_options import SamplingOptions
 from rlhf_kit.stagekit.sample import sample
 from rlhf_kit.testing import TabularPolicy
 from rlhf_kit.types import Samples, Sampling
@@ -59,7 +59,7 @@ def test_the_batch_has_no_say(
     assert 0 < sum(ended for _, ended in wanted) < len(wanted)
     assert len({tuple(tokens) for tokens, _ in wanted}) > 12
     for size in (1, 7, 64):
-        options = SamplingOptions(max_new_tokens=LENGTH, batch_size=size)
+        options = ppo_options(sampling={"max_new_tokens": LENGTH, "batch_size": size}).sampling
         found = list(sample(DecodeSampler(DecodeOptions()), policy, asked, options, KEY))
         assert max(map(len, found)) <= size
         assert [each for part in found for each in said(part)] == wanted, size
@@ -114,11 +114,8 @@ def test_a_strangers_policy_is_refused() -> None:
 
 
 WRITING = """
-from pathlib import Path
-import rlhf_kit
-
-@rlhf_kit.hookimpl
-def rlhf_rollout_collected(stage, step, rollout):
+def rollout_collected(self, stage, step, rollout):
+    from pathlib import Path
     with (Path(__file__).parent / "seen.txt").open("a") as file:
         print(step, rollout.samples.responses, file=file)
 """
@@ -126,14 +123,14 @@ def rlhf_rollout_collected(stage, step, rollout):
 
 def test_ppo_samples_the_same_whatever_it_decodes_together(toy_model: Path, tmp_path: Path) -> None:
     """In its first rollout; afterwards the weights differ by rounding."""
-    changes = {"steps": 2, "gate": False, "samples_per_prompt": 2, "rollout_batch": 8}
+    changes = {"steps": 2, "gate": {"check": False}, "samples_per_prompt": 2, "rollout_batch": 8}
     recipe = one_stage(tmp_path / "project", toy_model, **changes)
     seen = {}
     for size in (1, 64):
         plugin = tmp_path / f"of{size}" / "writing.py"
         plugin.parent.mkdir()
-        plugin.write_text(WRITING)
-        run(recipe, tmp_path / f"run{size}", f"ppo.sampling.batch_size={size}", plugins=(plugin,))
+        chosen = write_watcher(plugin, WRITING), f"ppo.sampling.batch_size={size}"
+        run(recipe, tmp_path / f"run{size}", *chosen, plugins=(plugin,))
         seen[size] = (plugin.parent / "seen.txt").read_text().splitlines()
     assert len(seen[1]) == 2
     assert seen[1][0] == seen[64][0]
