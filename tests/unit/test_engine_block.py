@@ -182,6 +182,10 @@ def test_counts_are_of_all_ranks() -> None:
         optimizer = Optimizer([ParameterGroup([weight], 0.0)], max_gradient_norm=None)
         with accumulating(optimizer, (), *world) as step:
             inputs = {"x": weight * torch.full((4,), 6.0)}
-            step.add({"x": Term(Total())}, lambda _, inputs=inputs: inputs, [torch.ones(4)])
+            step.add(
+                {"x": Term(Total(), lambda values: values)},
+                lambda _, inputs=inputs: inputs,
+                [torch.ones(4)],
+            )
             gradients += [gradient.item() for gradient in optimizer.gradients([weight])]
     assert gradients == [6.0, 2.0]
