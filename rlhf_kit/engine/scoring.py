@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,16 +58,6 @@ def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
     return scores
 
 
-def _refuse_mixture(components: Mapping[str, Tensor], name: str) -> None:
-    of_tokens = [key for key, x in components.items() if x.dim() > 1]
-    if of_tokens and len(of_tokens) < len(components):
-        others = [key for key in components if key not in of_tokens]
-        raise NumericsError(
-            f"{name}: {', '.join(of_tokens)} scores tokens, {', '.join(others)} responses; they "
-            "cannot be combined: make them all of one kind"
-        )
-
-
 def _summed(scores: Tensor) -> Tensor:
     """[B], or [B, R] -> [B]."""
     return scores.sum(1) if scores.dim() > 1 else scores
@@ -85,7 +75,6 @@ def score(reward: RewardFn, samples: Samples, name: str = "reward") -> Scores:
         if isinstance(reward, CompositeReward):
             found = reward.components(samples).items()
             components = {key: _checked(x, samples, f"{name}.{key}") for key, x in found}
-            _refuse_mixture(components, name)
             scores = _checked(reward.combine(components), samples, name)
         else:
             scores = _checked(reward(samples), samples, name)

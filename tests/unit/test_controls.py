@@ -377,7 +377,7 @@ def test_a_run_goes_back_over_the_bound(
     assert [row["rollbacks"] for row in rows[:3]] == [0, 1, 1]
     assert [row["kl_coef"] for row in rows[:3]] == [0.02, 0.04, 0.04]
     last = next(line for line in said.splitlines() if "step 2/5" in line)
-    assert "over kl.limit: taken back, kl_coef is now 0.04" in last
+    assert "over kl.limit: taken back, kl.coef is now 0.04" in last
     # Nothing has been trained once it went back: neither the critic nor the optimizer either.
     checkpoint = interrupted(recipe, tmp_path / "parts", 2, monkeypatch)
     state = torch.load(checkpoint, weights_only=True)["state"]

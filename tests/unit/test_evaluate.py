@@ -92,13 +92,16 @@ def test_no_more_than_the_baseline_and_one_candidate(
     from rlhf_kit_evaluation.evaluate import Evaluate
     from transformers import LlamaForCausalLM
 
+    def alive() -> int:
+        gc.collect()
+        return sum(type(x) is LlamaForCausalLM for x in gc.get_objects())
+
     held: list[int] = []
-    judge = Evaluate._judge
+    judge, before = Evaluate._judge, alive()  # of other tests
 
     def counting(self: Evaluate, *args: Any, **kwargs: Any) -> Any:
         found = judge(self, *args, **kwargs)
-        gc.collect()
-        held.append(sum(type(x) is LlamaForCausalLM for x in gc.get_objects()))
+        held.append(alive() - before)
         return found
 
     monkeypatch.setattr(Evaluate, "_judge", counting)

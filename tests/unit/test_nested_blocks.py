@@ -213,7 +213,7 @@ def test_overrides(plugins: LoadedPlugins, tmp_path: Path) -> None:
             2,
             "kl.controller: is null; should be the name of a controller",
         ),
-        ("    kl: null\n", 1, "kl: is null; should be a valid dictionary or instance of KL"),
+        ("    kl: null\n", 1, "kl: is null; should be a block of options"),
         (
             "    kl:\n      limit:\n        then: back\n",
             3,
@@ -222,7 +222,7 @@ def test_overrides(plugins: LoadedPlugins, tmp_path: Path) -> None:
         ("    ptx:\n      from: sfd\n", 2, "ptx.from: 'sfd' names no stage; did you mean 'sft'?"),
         ("    ptx:\n      text: demo\n", 2, "ptx.text: 'demo' is no entry of data:; did you mean"),
         ("    mix: {}\n", 1, "mix.rewards: missing; several"),
-        ("    ptx: nll\n", 1, "ptx: is 'nll'; should be a valid dictionary or instance of Ptx"),
+        ("    ptx: nll\n", 1, "ptx: is 'nll'; should be a block of options"),
     ],
 )
 def test_problems(plugins: LoadedPlugins, tmp_path: Path, block: str, line: int, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,18 +141,16 @@ def test_a_kl_that_is_read(toy_recipe: Callable[..., Path], strangers: tuple[Pat
 
 
 def test_scores_of_tokens_and_of_responses_do_not_mix() -> None:
-    class Both:
-        def components(self, samples: Any) -> dict[str, Any]:
-            return {
-                "steps": samples.response_mask.float(),
-                "whole": samples.response_mask.float().sum(1),
-            }
+    from rlhf_kit_rewards.composite import Composite
 
+    class Sum(Composite):
         def combine(self, components: Any) -> Any:
-            return sum(components.values())
+            return self.stacked(components).sum(0)
 
-        def __call__(self, samples: Any) -> Any:
-            return self.combine(self.components(samples))
-
+    made: dict[str, Any] = {
+        "steps": lambda samples: samples.response_mask.float(),
+        "whole": lambda samples: samples.response_mask.float().sum(1),
+    }
+    reward = Sum({name: name for name in made}, SimpleNamespace(build=made.get))  # type: ignore
     with pytest.raises(NumericsError, match=r"steps scores tokens, whole responses"):
-        score(Both(), made_up_samples())
+        score(reward, made_up_samples())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhf_kit.components import Part
 from rlhf_kit.engine.scoring import load_models, needs_models
+from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import Context, Memory, RewardFn, Stateful
 from rlhf_kit.types import Samples
 
@@ -28,8 +30,23 @@ class Composite:
         return {name: reward(samples).float() for name, reward in self.parts.items()}
 
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
-        """name -> [B] float32, on any device, to one score per response [B]."""
+        """name -> [B] float32, or [B, R] where tokens are scored, on any device, to one of both."""
         raise NotImplementedError
+
+    def stacked(self, components: Mapping[str, Tensor]) -> Tensor:
+        """[members, B], or [members, B, R], on the CPU.
+
+        Raises:
+            NumericsError: some score tokens and others responses.
+        """
+        of_tokens = [name for name, x in components.items() if x.dim() > 1]
+        if 0 < len(of_tokens) < len(components):
+            others = [name for name in components if name not in of_tokens]
+            raise NumericsError(
+                f"{', '.join(of_tokens)} scores tokens, {', '.join(others)} responses; they cannot "
+                "be combined: make them all of one kind"
+            )
+        return torch.stack([x.float().cpu() for x in components.values()])
 
     def __call__(self, samples: Samples) -> Tensor:
         return self.combine(self.components(samples))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from rlhf_kit.interfaces import Context
@@ -26,7 +25,7 @@ class Ensemble(Composite):
         self._how, self._std_coef = options.combine, options.std_coef
 
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
-        scores = torch.stack([value.float().cpu() for value in components.values()])  # [members, B]
+        scores = self.stacked(components)  # [members, B]
         if self._how == "min":
             return scores.amin(0)
         mean = scores.mean(0)

@@ -18,5 +18,6 @@ class WeightedSum(Composite):
         self._weights = {name: options.weights.get(name, 1.0) for name in self.parts}
 
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
-        weighted = [self._weights[name] * value.cpu() for name, value in components.items()]
-        return torch.stack(weighted).sum(0)
+        scores = self.stacked(components)
+        weights = torch.tensor([self._weights[name] for name in components])
+        return (weights.view(-1, *[1] * (scores.dim() - 1)) * scores).sum(0)
