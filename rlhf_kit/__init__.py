@@ -25,6 +25,7 @@ _PUBLIC = {
     "stage_refs": "rlhf_kit.components",
     "FitOptions": "rlhf_kit.stage_options",
     "OptimizerOptions": "rlhf_kit.stage_options",
+    "PromptOptions": "rlhf_kit.stage_options",
     "SamplingOptions": "rlhf_kit.stage_options",
     "hookimpl": "rlhf_kit.hookspecs",
     "RlhfKitError": "rlhf_kit.errors",
@@ -40,72 +41,33 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 if TYPE_CHECKING:
     from rlhf_kit.components import (
         Component as Component,
-    )
-    from rlhf_kit.components import (
         Execution as Execution,
-    )
-    from rlhf_kit.components import (
         ModuleName as ModuleName,
-    )
-    from rlhf_kit.components import (
         Observation as Observation,
-    )
-    from rlhf_kit.components import (
         Options as Options,
-    )
-    from rlhf_kit.components import (
         Part as Part,
-    )
-    from rlhf_kit.components import (
         RecipePath as RecipePath,
-    )
-    from rlhf_kit.components import (
         StageRef as StageRef,
-    )
-    from rlhf_kit.components import (
         block as block,
-    )
-    from rlhf_kit.components import (
         in_recipe as in_recipe,
-    )
-    from rlhf_kit.components import (
         slot as slot,
-    )
-    from rlhf_kit.components import (
         slots as slots,
-    )
-    from rlhf_kit.components import (
         stage_ref as stage_ref,
-    )
-    from rlhf_kit.components import (
         stage_refs as stage_refs,
     )
     from rlhf_kit.errors import (
         DataError as DataError,
-    )
-    from rlhf_kit.errors import (
         Interrupted as Interrupted,
-    )
-    from rlhf_kit.errors import (
         NumericsError as NumericsError,
-    )
-    from rlhf_kit.errors import (
         PluginError as PluginError,
-    )
-    from rlhf_kit.errors import (
         RecipeError as RecipeError,
-    )
-    from rlhf_kit.errors import (
         RlhfKitError as RlhfKitError,
     )
     from rlhf_kit.hookspecs import hookimpl as hookimpl
     from rlhf_kit.stage_options import (
         FitOptions as FitOptions,
-    )
-    from rlhf_kit.stage_options import (
         OptimizerOptions as OptimizerOptions,
-    )
-    from rlhf_kit.stage_options import (
+        PromptOptions as PromptOptions,
         SamplingOptions as SamplingOptions,
     )
 

@@ -25,6 +25,7 @@ from rlhf_kit.interfaces import (
     ObserverContext,
     Stage,
     Tokenizer,
+    World,
 )
 from rlhf_kit.recipe import Recipe, StageBlock, plain
 from rlhf_kit.recipe.identity import execution, identity
@@ -181,6 +182,10 @@ class StageContext:
     @property
     def engine(self) -> Engine:
         return self._run.engine
+
+    @property
+    def world(self) -> World:
+        return self.engine.world
 
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self._of(of).tokenizer

@@ -48,3 +48,16 @@ class SamplingOptions(Options):
     max_new_tokens: int = Field(32, ge=1, description="longest response, in tokens")
     temperature: float = Field(1.0, gt=0, description="1 in the paper (app. C.4)")
     batch_size: Execution[int] = Field(64, ge=1, description="rows decoded together")
+
+
+class PromptOptions(Options):
+    """Prompts, and how they are answered."""
+
+    prompts: Part = slot("data", use="prompts", description="the prompts to answer")
+    max_prompt_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="drop longer prompts; 1k in the paper (arXiv:2203.02155, app. C); null: keep "
+        "all",
+    )
+    sampling: SamplingOptions = block(description="how to sample")

@@ -13,8 +13,7 @@ import click
 from rlhf_kit.cli.recipe_args import json_option
 from rlhf_kit.cli.table import show_table
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.run_folder import MANIFEST, RECORD, read_record
-from rlhf_kit.run_folder import superseded as folders_of
+from rlhf_kit.run_folder import MANIFEST, RECORD, read_record, superseded as folders_of
 
 
 @click.command()

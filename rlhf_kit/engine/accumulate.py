@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlhf_kit.engine.world import OneProcess
+from rlhf_kit.engine.observed import observed
+from rlhf_kit.engine.world import ALONE
 from rlhf_kit.errors import NumericsError
-from rlhf_kit.interfaces import ObservingLoss, Optimizer, Step, Term, World
+from rlhf_kit.interfaces import Optimizer, Step, Term, World
 
 Micro = TypeVar("Micro")
-_ALONE = OneProcess()
 
 
 @dataclass
@@ -29,7 +29,7 @@ class AccumulatingStep:
 
     optimizer: Optimizer
     watched: Sequence[Parameter] = ()  # whose gradient norm is reported for each labelled `add`
-    world: World = _ALONE
+    world: World = ALONE
     stats: dict[str, float] = field(default_factory=dict)
 
     def add(
@@ -41,14 +41,14 @@ class AccumulatingStep:
     ) -> None:
         """See rlhf_kit.interfaces.Step.add."""
         counts = {name: self._count(term, micro_batches) for name, term in terms.items()}
-        observed = self._observed(terms, forward, micro_batches)
+        seen = observed(terms, forward, micro_batches, self.world)
         sums: dict[str, Tensor] = {}
         before = self._gradients() if label is not None else []
         for micro in micro_batches:
             inputs = forward(micro)
             total = torch.zeros(())
             for name, term in terms.items():
-                output = term.output(inputs[name], observed[name])
+                output = term.output(inputs[name], seen[name])
                 if not torch.isfinite(output.total):
                     raise NumericsError(
                         f"loss {name!r} is {output.total.item()}: the step was not taken"
@@ -68,23 +68,6 @@ class AccumulatingStep:
         counts = (term.loss.count(term.counted(micro)) for micro in micro_batches)
         return self.world.sum(sum(counts, torch.zeros(()))).clamp(min=1)
 
-    @torch.no_grad()
-    def _observed(
-        self,
-        terms: Mapping[str, Term],
-        forward: Callable[[Micro], Mapping[str, Any]],
-        micro_batches: Sequence[Micro],
-    ) -> dict[str, dict[str, Tensor]]:
-        """Of each term the sums over the whole step, and all ranks, that its loss has asked for."""
-        sums: dict[str, dict[str, Tensor]] = {name: {} for name in terms}
-        asking = {n: t.loss for n, t in terms.items() if isinstance(t.loss, ObservingLoss)}
-        for micro in micro_batches if asking else ():
-            inputs = forward(micro)
-            for name, loss in asking.items():
-                for key, value in loss.observe(inputs[name]).items():
-                    sums[name][key] = sums[name].get(key, torch.zeros(())) + value
-        return {n: {k: self.world.sum(x) for k, x in found.items()} for n, found in sums.items()}
-
     def _gradients(self) -> list[Tensor | None]:
         found = self.optimizer.gradients(self.watched)
         return [None if gradient is None else gradient.clone() for gradient in found]
@@ -101,7 +84,7 @@ class AccumulatingStep:
 
 @contextmanager
 def accumulating(
-    optimizer: Optimizer, watch: Sequence[Parameter] = (), world: World = _ALONE
+    optimizer: Optimizer, watch: Sequence[Parameter] = (), world: World = ALONE
 ) -> Iterator[Step]:
     """Clear the gradients, let the body add terms, then take one optimizer step."""
     optimizer.zero_grad()

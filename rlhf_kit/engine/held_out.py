@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from rlhf_kit.interfaces import Loss, ObservingLoss, Term
+from rlhf_kit.engine.observed import observed
+from rlhf_kit.interfaces import Term
 
 Batch = TypeVar("Batch")
-
-
-def observed(loss: Loss | ObservingLoss, inputs: Iterable[Any]) -> dict[str, Tensor]:
-    """The sums over all ``inputs`` that ``loss`` asks for; nothing if it asks for none."""
-    sums: dict[str, Tensor] = {}
-    if isinstance(loss, ObservingLoss):
-        with torch.no_grad():
-            for each in inputs:
-                for key, value in loss.observe(each).items():
-                    sums[key] = sums.get(key, torch.zeros(())) + value
-    return sums
 
 
 @torch.no_grad()
@@ -32,7 +21,7 @@ def held_out_loss(
 
     Divided once, by all units, as in training.
     """
-    seen: Mapping[str, Tensor] = observed(term.loss, map(inputs, batches))
+    seen = observed({"": term}, lambda batch: {"": inputs(batch)}, batches)[""]
     sums: dict[str, float] = {}
     count = 0.0
     for batch in batches:

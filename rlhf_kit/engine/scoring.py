@@ -17,8 +17,7 @@ from rlhf_kit.interfaces import (
     RewardFn,
     RewardOfParts,
 )
-from rlhf_kit.types import Prompts, Samples
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import Prompts, Row, Samples
 
 
 class Scores(NamedTuple):

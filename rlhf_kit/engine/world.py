@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.interfaces import World
+from rlhf_kit.ops.masking import masked_mean, masked_var
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,18 @@ class OneProcess:
         return x
 
 
+ALONE = OneProcess()
+
+
 def world_mean(world: World, x: Tensor, mask: Tensor | None = None) -> float:
     """The mean of ``x`` where ``mask``, of the same shape, over all processes."""
-    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-    total = world.sum(torch.where(mask, x, 0.0).sum())
-    return (total / world.sum(mask.sum())).item()
+    return masked_mean(x, _everywhere(x, mask), world.sum).item()
 
 
 def world_variance(world: World, x: Tensor, mask: Tensor | None = None) -> float:
     """The mean squared distance to the mean, over all processes."""
-    gap = x - world_mean(world, x, mask)
-    return world_mean(world, gap.square(), mask)
+    return masked_var(x, _everywhere(x, mask), unbiased=False, total=world.sum).item()
+
+
+def _everywhere(x: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.ones_like(x, dtype=torch.bool) if mask is None else mask

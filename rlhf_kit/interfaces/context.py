@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_kit.components import Part, StageRef
-from rlhf_kit.interfaces.engine import Engine
+from rlhf_kit.interfaces.engine import Engine, World
 from rlhf_kit.interfaces.memory import Memory
 from rlhf_kit.interfaces.tokenizer import Tokenizer
 
@@ -24,6 +24,10 @@ class Context(Protocol):
     @property
     def engine(self) -> Engine:
         """Of the run: who takes the optimizer steps. There before any memory strategy is built."""
+
+    @property
+    def world(self) -> World:
+        """The engine's: the processes over which counts and statistics are added up."""
 
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         """Of the model of another stage; see ``memory``."""

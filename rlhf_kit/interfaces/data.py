@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import Row
 
 
 class DataSource(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import Row
 
 
 @runtime_checkable

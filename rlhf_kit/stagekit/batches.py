@@ -10,8 +10,7 @@ from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet, shown
-from rlhf_kit.types import Comparisons, Ragged, Texts
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import Comparisons, Ragged, Row, Texts
 
 # Enough to tell perplexities apart, and few enough to measure often.
 HELD_OUT_BLOCKS = 32

@@ -12,8 +12,7 @@ from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Policy, Reference, Tokenizer
 from rlhf_kit.stagekit.batches import answered
 from rlhf_kit.stagekit.prompts import PromptSet
-from rlhf_kit.types import LabelledInputs, Masked, PairInputs, Ragged, TextBatch, Texts
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import LabelledInputs, Masked, PairInputs, Ragged, Row, TextBatch, Texts
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.errors import DataError
-from rlhf_kit.interfaces import Tokenizer
+from rlhf_kit.interfaces import DataSource, Tokenizer
+from rlhf_kit.stage_options import PromptOptions
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.types import Prompts, Ragged
-from rlhf_kit.types.samples import Row, asked
+from rlhf_kit.types import Prompts, Ragged, Row, asked
 
 
 def shown(row: Row) -> str:
@@ -86,6 +86,30 @@ class PromptSet:
         left_out.note(len(rows) - seen, len(rows), what, f"more than {option} {most}")
         found._check(tokenizer, room)
         return found
+
+    @classmethod
+    def to_answer(
+        cls,
+        source: DataSource,
+        split: str,
+        options: PromptOptions,
+        tokenizer: Tokenizer,
+        left_out: LeftOut,
+        *,
+        most: int | None = None,
+        option: str = "",
+    ) -> PromptSet:
+        """``chosen`` of one split of ``source``, with room for the answers that are to come."""
+        return cls.chosen(
+            source.split(split),
+            tokenizer,
+            split,
+            left_out,
+            longest=options.max_prompt_tokens,
+            most=most,
+            option=option,
+            room=options.sampling.max_new_tokens,
+        )
 
     @classmethod
     def join(cls, parts: Sequence[PromptSet]) -> PromptSet:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TypeVar
 
 from rlhf_kit.interfaces import DataSource
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import Row
 
 Read = TypeVar("Read")
 

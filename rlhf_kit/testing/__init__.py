@@ -42,31 +42,47 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
-    from rlhf_kit.testing.building import ToyContext as ToyContext
-    from rlhf_kit.testing.building import build as build
-    from rlhf_kit.testing.building import hollow_part as hollow_part
-    from rlhf_kit.testing.building import part as part
-    from rlhf_kit.testing.components import check_component as check_component
-    from rlhf_kit.testing.components import check_plugin as check_plugin
-    from rlhf_kit.testing.conformance import check_advantage as check_advantage
-    from rlhf_kit.testing.conformance import check_labeler as check_labeler
-    from rlhf_kit.testing.conformance import check_normalizer as check_normalizer
-    from rlhf_kit.testing.conformance import check_reward as check_reward
-    from rlhf_kit.testing.controllers import check_kl_controller as check_kl_controller
-    from rlhf_kit.testing.controllers import check_ptx_controller as check_ptx_controller
-    from rlhf_kit.testing.inputs import made_up_experience as made_up_experience
-    from rlhf_kit.testing.inputs import made_up_policy_inputs as made_up_policy_inputs
-    from rlhf_kit.testing.losses import check_loss as check_loss
-    from rlhf_kit.testing.losses import check_nll_loss as check_nll_loss
-    from rlhf_kit.testing.losses import check_policy_loss as check_policy_loss
-    from rlhf_kit.testing.losses import check_value_loss as check_value_loss
-    from rlhf_kit.testing.preferences import check_labelled_loss as check_labelled_loss
-    from rlhf_kit.testing.preferences import check_pair_loss as check_pair_loss
-    from rlhf_kit.testing.preferences import check_preference_loss as check_preference_loss
-    from rlhf_kit.testing.toy import TabularPolicy as TabularPolicy
-    from rlhf_kit.testing.toy import TabularSampler as TabularSampler
-    from rlhf_kit.testing.toy import enumerate_responses as enumerate_responses
-    from rlhf_kit.testing.toy import made_up_samples as made_up_samples
+    from rlhf_kit.testing.building import (
+        ToyContext as ToyContext,
+        build as build,
+        hollow_part as hollow_part,
+        part as part,
+    )
+    from rlhf_kit.testing.components import (
+        check_component as check_component,
+        check_plugin as check_plugin,
+    )
+    from rlhf_kit.testing.conformance import (
+        check_advantage as check_advantage,
+        check_labeler as check_labeler,
+        check_normalizer as check_normalizer,
+        check_reward as check_reward,
+    )
+    from rlhf_kit.testing.controllers import (
+        check_kl_controller as check_kl_controller,
+        check_ptx_controller as check_ptx_controller,
+    )
+    from rlhf_kit.testing.inputs import (
+        made_up_experience as made_up_experience,
+        made_up_policy_inputs as made_up_policy_inputs,
+    )
+    from rlhf_kit.testing.losses import (
+        check_loss as check_loss,
+        check_nll_loss as check_nll_loss,
+        check_policy_loss as check_policy_loss,
+        check_value_loss as check_value_loss,
+    )
+    from rlhf_kit.testing.preferences import (
+        check_labelled_loss as check_labelled_loss,
+        check_pair_loss as check_pair_loss,
+        check_preference_loss as check_preference_loss,
+    )
+    from rlhf_kit.testing.toy import (
+        TabularPolicy as TabularPolicy,
+        TabularSampler as TabularSampler,
+        enumerate_responses as enumerate_responses,
+        made_up_samples as made_up_samples,
+    )
 
 
 def __getattr__(name: str) -> Any:

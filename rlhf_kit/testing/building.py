@@ -7,7 +7,8 @@ from typing import Any
 
 from rlhf_kit.components import Component, Part, StageRef
 from rlhf_kit.context import construct
-from rlhf_kit.interfaces import Engine, Memory, Tokenizer
+from rlhf_kit.engine.world import ALONE
+from rlhf_kit.interfaces import Engine, Memory, Tokenizer, World
 from rlhf_kit.option_fields import over_defaults
 from rlhf_kit.testing.stand_ins import none_if_nothing, stand_in
 
@@ -48,6 +49,10 @@ class ToyContext:
         if self._engine is None:
             raise AssertionError("this ToyContext has no engine; pass one to its constructor")
         return self._engine
+
+    @property
+    def world(self) -> World:
+        return ALONE if self._engine is None else self._engine.world
 
     def tokenizer_of(self, of: StageRef | None) -> Tokenizer:
         return self.tokenizer

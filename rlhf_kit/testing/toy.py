@@ -17,8 +17,7 @@ from rlhf_kit.interfaces import Policy
 from rlhf_kit.ops.draws import uniforms
 from rlhf_kit.ops.logprobs import sample_tokens, selected_logprobs
 from rlhf_kit.ops.sequence import pad, response_mask
-from rlhf_kit.types import PolicyOutput, Prompts, Samples, Sampling, TextBatch
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import PolicyOutput, Prompts, Row, Samples, Sampling, TextBatch
 
 
 class TabularPolicy:

@@ -21,7 +21,7 @@ from rlhf_kit.types.losses import (
 from rlhf_kit.types.packed import PackedTexts
 from rlhf_kit.types.ragged import Ragged
 from rlhf_kit.types.rollout import Advantages, PolicyOutput, PPOBatch, Rollout
-from rlhf_kit.types.samples import Prompts, Samples, Sampling
+from rlhf_kit.types.samples import Prompts, Row, Samples, Sampling, asked
 from rlhf_kit.types.shapes import check_shape
 from rlhf_kit.types.texts import TextBatch, Texts
 
@@ -46,6 +46,7 @@ __all__ = [
     "Ragged",
     "Ranked",
     "Rollout",
+    "Row",
     "SampledUnits",
     "Samples",
     "Sampling",
@@ -53,5 +54,6 @@ __all__ = [
     "Texts",
     "TrunkId",
     "ValueLossInputs",
+    "asked",
     "check_shape",
 ]

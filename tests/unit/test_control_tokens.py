@@ -16,8 +16,7 @@ from rlhf_kit_hf.any_of import any_of
 from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.text_encoder import MARK
 from rlhf_kit_hf.tokenizer import ChatTokenizer
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers
-from tokenizers import Tokenizer as Core
+from tokenizers import AddedToken, Tokenizer as Core, models, normalizers, pre_tokenizers
 from toys import toy_tokenizer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 

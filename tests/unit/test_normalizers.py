@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -262,3 +266,51 @@ def test_values_need_a_normalizer_that_inverts(toy_model: Path, tmp_path: Path) 
     assert f"toy.yaml:{line}: stages.ppo.critic.normalizer" in said
     assert "'whiten' cannot; use running" in said
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+class Halves:
+    """A world of two processes, which are two threads that wait for each other in every sum."""
+
+    def __init__(self) -> None:
+        self.met, self.given = threading.Barrier(2), [torch.zeros(())] * 2
+
+    def of(self, rank: int) -> SimpleNamespace:
+        def total(x: Tensor) -> Tensor:
+            self.given[rank] = x
+            self.met.wait(timeout=60)
+            both = self.given[0] + self.given[1]
+            self.met.wait(timeout=60)  # read before the next sum writes
+            return both
+
+        return SimpleNamespace(world=SimpleNamespace(sum=total))
+
+
+def halved(build: Callable[[Any], Any], rollouts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """What two processes make of the last rollout, each of its half of the rows."""
+    world = Halves()
+
+    def half(rank: int) -> Tensor:
+        normalizer = build(world.of(rank))
+        return [normalizer(x.chunk(2)[rank], mask.chunk(2)[rank]) for x, mask in rollouts][-1]
+
+    with ThreadPoolExecutor(2) as pool:
+        return torch.cat(list(pool.map(half, range(2))))
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_processes_whiten_as_one(shift_mean: bool, unbiased: bool) -> None:
+    options = WhitenOptions(shift_mean=shift_mean, unbiased=unbiased)
+    rollouts = [draw(seed, 6, 5) for seed in SEEDS]
+    found = halved(lambda context: Whiten(options, context), rollouts)
+    torch.testing.assert_close(found, Whiten(options)(*rollouts[-1]), rtol=1e-12, atol=1e-12)
+    x, mask = rollouts[-1]
+    apart = torch.cat([Whiten(options)(*h) for h in zip(x.chunk(2), mask.chunk(2), strict=True)])
+    assert not torch.allclose(found, apart)  # or the test would show nothing
+
+
+def test_processes_scale_as_one() -> None:
+    rollouts, alone = [draw(seed, 6, 5) for seed in SEEDS], Running(RunningOptions())
+    wanted = [alone(*each) for each in rollouts][-1]
+    found = halved(lambda context: Running(RunningOptions(), context), rollouts)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import ANSWERS, plain_model, toy_tokenizer, train
-from toys import texts as batch_of
+from toys import ANSWERS, plain_model, texts as batch_of, toy_tokenizer, train
 
 from rlhf_kit.errors import DataError
 from rlhf_kit.stagekit import (

@@ -69,15 +69,14 @@ class BestOfN:
     def __init__(self, options: BestOfNOptions, context: Context) -> None:
         self._options, self._context = options, context
         self._left_out = LeftOut()
-        self._prompts = PromptSet.chosen(
-            context.build(options.prompts).split(options.split),
-            context.tokenizer,
+        self._prompts = PromptSet.to_answer(
+            context.build(options.prompts),
             options.split,
+            options,
+            context.tokenizer,
             self._left_out,
-            longest=options.max_prompt_tokens,
             most=options.most_prompts,
             option="most_prompts",
-            room=options.sampling.max_new_tokens,
         )
         self._sampler: Sampler = context.build(options.sampling.sampler)
         self._gold: RewardFn = context.build(options.gold)

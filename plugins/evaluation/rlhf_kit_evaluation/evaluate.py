@@ -21,8 +21,7 @@ from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
-from rlhf_kit.types import Samples, Texts
-from rlhf_kit.types.samples import asked
+from rlhf_kit.types import Samples, Texts, asked
 from rlhf_kit_evaluation.options import BASELINE, EvaluateOptions
 
 
@@ -55,13 +54,8 @@ class Evaluate:
     def __init__(self, options: EvaluateOptions, context: Context) -> None:
         self._options, self._context = options, context
         self._left_out = LeftOut()
-        self._prompts = PromptSet.chosen(
-            context.build(options.prompts).split("test"),
-            context.tokenizer,
-            "test",
-            self._left_out,
-            longest=options.max_prompt_tokens,
-            room=options.sampling.max_new_tokens,
+        self._prompts = PromptSet.to_answer(
+            context.build(options.prompts), "test", options, context.tokenizer, self._left_out
         )
         self._sampler: Sampler = context.build(options.sampling.sampler)
         self._gold: RewardFn = context.build(options.gold)

@@ -9,11 +9,9 @@ from pydantic import AfterValidator, Field
 
 from rlhf_kit import (
     Observation,
-    Options,
     Part,
-    SamplingOptions,
+    PromptOptions,
     StageRef,
-    block,
     slot,
     slots,
     stage_ref,
@@ -32,8 +30,11 @@ def _of_a_candidate(name: str) -> str:
 PolicyName = Annotated[str, AfterValidator(_of_a_candidate)]
 
 
-class EvaluateOptions(Options):
-    """Compare policies with a baseline, such as the SFT model they came from."""
+class EvaluateOptions(PromptOptions):
+    """Compare policies with a baseline, such as the SFT model they came from.
+
+    On the test split of the prompts.
+    """
 
     baseline: StageRef | None = stage_ref(
         "policy",
@@ -44,10 +45,6 @@ class EvaluateOptions(Options):
     candidates: dict[PolicyName, StageRef] = stage_refs(
         "policy", loads_into="own", description="the policies to judge, by a name of your own"
     )
-    prompts: Part = slot("data", use="prompts", description="prompts; the test split is used")
-    max_prompt_tokens: int | None = Field(
-        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
-    )
     gold: Part = slot("reward", description="the score that counts, unknown to training")
     reward: Part | None = slot("reward", description="the proxy that was trained on; null: none")
     pretraining: Part | None = slot(
@@ -57,7 +54,6 @@ class EvaluateOptions(Options):
     tie_margin: float = Field(0.0, ge=0, description="gold scores this close are a tie")
     pretraining_tokens: int = Field(8192, ge=64, description="how much text to measure on")
     pretraining_length: int = Field(256, ge=2, description="tokens of one text")
-    sampling: SamplingOptions = block(description="how to sample")
     side_by_side: Observation[int] = Field(8, ge=0, description="prompts to show with all answers")
 
     def idle(self) -> Mapping[str, str]:
@@ -65,7 +61,7 @@ class EvaluateOptions(Options):
         return dict.fromkeys(keys, "pretraining is null; name the held-out text")
 
 
-class BestOfNOptions(Options):
+class BestOfNOptions(PromptOptions):
     """Best-of-n against one or several proxy rewards (arXiv:2210.10760, section 3)."""
 
     start: StageRef | None = stage_ref(
@@ -75,17 +71,12 @@ class BestOfNOptions(Options):
         alias="from",
         description="the policy that samples",
     )
-    prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     split: Literal["train", "validation", "test"] = Field(
         "test", description="which of the prompts"
     )
     most_prompts: int | None = Field(None, ge=1, description="how many prompts; null: all")
-    max_prompt_tokens: int | None = Field(
-        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
-    )
     proxies: dict[str, Part] = slots("reward", description="who picks, by a name of your own")
     gold: Part = slot("reward", description="the score that counts")
     samples_per_prompt: int = Field(
         64, ge=2, description="samples of each prompt; the largest n is the last power of 2 in it"
     )
-    sampling: SamplingOptions = block(description="how to sample")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rlhf_kit_hf.reward_model import HEAD, TransformersRewardModel
 from rlhf_kit_hf.role import Role
 
 
-class Strategy:
+class Strategy(ABC):
     """Base of the strategies in this package; implements rlhf_kit.interfaces.Memory."""
 
     def __init__(self, options: MemoryOptions, source: ModelSource, context: Context) -> None:
@@ -50,9 +51,9 @@ class Strategy:
         """What must agree between the run that wrote a folder and the one that reads it."""
         return {key: getattr(self._options, key) for key in sorted(self._options.binds())}
 
+    @abstractmethod
     def role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
         """The one part that differs between strategies."""
-        raise NotImplementedError
 
     def _role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
         if start is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.interfaces import Tokenizer
-from rlhf_kit.types.samples import Row, asked
+from rlhf_kit.types import Row, asked
 from rlhf_kit_hf.chat_template import ChatTemplate
 from rlhf_kit_hf.end_tokens import end_tokens
 from rlhf_kit_hf.options import TextOptions

@@ -16,8 +16,7 @@ from rlhf_kit.stagekit.journal import Journal, in_chunks
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
-from rlhf_kit.types import Samples
-from rlhf_kit.types.samples import Row
+from rlhf_kit.types import Row, Samples
 from rlhf_kit_instructgpt.options import CollectOptions
 
 
@@ -30,15 +29,14 @@ class Collect:
         self._left_out = LeftOut()
         wanted = {"train": options.train_prompts, "validation": options.validation_prompts}
         chosen = {
-            split: PromptSet.chosen(
-                source.split(split),
-                context.tokenizer,
+            split: PromptSet.to_answer(
+                source,
                 split,
+                options,
+                context.tokenizer,
                 self._left_out,
-                longest=options.max_prompt_tokens,
                 most=most,
                 option=f"{split}_prompts",
-                room=options.sampling.max_new_tokens,
             )
             for split, most in wanted.items()
         }

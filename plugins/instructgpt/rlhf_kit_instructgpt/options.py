@@ -13,6 +13,7 @@ from rlhf_kit import (
     OptimizerOptions,
     Options,
     Part,
+    PromptOptions,
     SamplingOptions,
     StageRef,
     block,
@@ -102,7 +103,7 @@ class SFTOptions(Options):
         }
 
 
-class CollectOptions(Options):
+class CollectOptions(PromptOptions):
     """Sample K completions per prompt and have them ranked (arXiv:2203.02155, section 3.4)."""
 
     start: StageRef | None = stage_ref(
@@ -112,17 +113,12 @@ class CollectOptions(Options):
         alias="from",
         description="the policy that samples",
     )
-    prompts: Part = slot("data", use="prompts", description="the prompts to answer")
     labeler: Part = slot("labeler", description="who ranks the completions")
-    max_prompt_tokens: int | None = Field(
-        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
-    )
     completions: int = Field(
         6, ge=2, le=64, description="K, completions per prompt; 4 to 9 in the paper"
     )
     train_prompts: int | None = Field(None, ge=1, description="how many; null: all")
     validation_prompts: int | None = Field(None, ge=1, description="how many; null: all")
-    sampling: SamplingOptions = block(description="how to sample")
 
 
 class RewardModelOptions(FitOptions):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.held_out import observed
+from rlhf_kit.engine.observed import observed
 from rlhf_kit.interfaces import Loss, ObservingLoss, Term
 from rlhf_kit.types import Comparisons, PreferenceInputs, Ranked
 
@@ -45,7 +45,8 @@ def fit_probe(
         optimizer.zero_grad()
         scores = standard @ weight  # [G, K]
         inputs = PreferenceInputs(scores, batch.ranks, batch.mask)
-        total = term.output(inputs, observed(loss, [inputs])).total / count
+        seen = observed({"": term}, lambda read: {"": read}, [inputs])[""]
+        total = term.output(inputs, seen).total / count
         total = total + 0.5 * l2 * weight.square().sum()
         total.backward()
         return total

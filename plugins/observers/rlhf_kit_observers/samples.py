@@ -7,8 +7,7 @@ from typing import Any
 
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.interfaces import Observer, ObserverContext
-from rlhf_kit.types import Rollout
-from rlhf_kit.types.samples import asked
+from rlhf_kit.types import Rollout, asked
 from rlhf_kit_observers.options import SamplesOptions
 
 

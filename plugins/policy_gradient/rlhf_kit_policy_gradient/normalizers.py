@@ -7,19 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.ops.masking import masked_mean, masked_var, whiten
+from rlhf_kit.interfaces import Context
+from rlhf_kit.ops.masking import Total, alone, masked_mean, masked_var, whiten
 from rlhf_kit_policy_gradient.options import RunningOptions, WhitenOptions
+
+
+def _total(context: Context | None) -> Total:
+    """Over the processes that share a rollout; without a context there is one."""
+    return alone if context is None else context.world.sum
 
 
 class Whiten:
     """Mean 0 and variance 1 over the valid places of one rollout."""
 
-    def __init__(self, options: WhitenOptions) -> None:
-        self._options = options
+    def __init__(self, options: WhitenOptions, context: Context | None = None) -> None:
+        self._options, self._total = options, _total(context)
 
     def __call__(self, x: Tensor, mask: Tensor) -> Tensor:
         o = self._options
-        return whiten(x, mask, shift_mean=o.shift_mean, unbiased=o.unbiased)
+        return whiten(x, mask, shift_mean=o.shift_mean, unbiased=o.unbiased, total=self._total)
 
 
 class Running:
@@ -28,18 +34,18 @@ class Running:
     Mean and variance of the batches are merged as in Chan, Golub and LeVeque (1979), in float64.
     """
 
-    def __init__(self, options: RunningOptions) -> None:
-        self._options = options
+    def __init__(self, options: RunningOptions, context: Context | None = None) -> None:
+        self._options, self._total = options, _total(context)
         self._count = self._mean = 0.0
         self._squares = 0.0  # sum of squared differences from the mean
 
     def update(self, x: Tensor, mask: Tensor) -> None:
-        count = float(mask.sum())
+        count = float(self._total(mask.sum()))
         if count == 0:
             return
         x = x.double()
-        mean = float(masked_mean(x, mask))
-        squares = float(masked_var(x, mask, unbiased=False)) * count
+        mean = float(masked_mean(x, mask, self._total))
+        squares = float(masked_var(x, mask, unbiased=False, total=self._total)) * count
         total, gap = self._count + count, mean - self._mean
         self._squares += squares + gap * gap * self._count * count / total
         self._mean += gap * count / total

@@ -13,7 +13,7 @@ from rlhf_kit import (
     OptimizerOptions,
     Options,
     Part,
-    SamplingOptions,
+    PromptOptions,
     StageRef,
     block,
     slot,
@@ -169,7 +169,7 @@ class GateOptions(Options):
         return {} if self.check else {"skip": "check is false; set check: true"}
 
 
-class PPOPtxOptions(Options):
+class PPOPtxOptions(PromptOptions):
     """PPO-ptx (arXiv:2203.02155, equation 2 and app. C.4)."""
 
     start: StageRef | None = stage_ref(
@@ -180,10 +180,6 @@ class PPOPtxOptions(Options):
         loads_into="own",
         default=None,
         description="frozen KL reference; null: the same as `from`",
-    )
-    prompts: Part = slot("data", use="prompts", description="the prompts to answer")
-    max_prompt_tokens: int | None = Field(
-        None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
     )
     reward: Part = slot("reward", description="what is maximised")
     advantage: Part = slot("advantage", use="gae", description="advantage estimator")
@@ -220,7 +216,6 @@ class PPOPtxOptions(Options):
         "of the gradients",
     )
     gate: GateOptions = block(description="what must hold before the first update")
-    sampling: SamplingOptions = block(description="how to sample")
     optimizer: OptimizerOptions = block(
         {"learning_rate": 5e-6, "warmup_steps": 80},
         description="constant after a warm-up from a tenth over 10 rollouts (app. C.4): 80 "

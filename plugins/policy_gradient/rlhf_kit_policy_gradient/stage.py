@@ -48,13 +48,8 @@ class PPOPtxStage:
     def __init__(self, options: PPOPtxOptions, context: Context) -> None:
         self._options, self._context = options, context
         self._left_out = LeftOut()
-        self._prompts = PromptSet.chosen(
-            context.build(options.prompts).split("train"),
-            context.tokenizer,
-            "train",
-            self._left_out,
-            longest=options.max_prompt_tokens,
-            room=options.sampling.max_new_tokens,
+        self._prompts = PromptSet.to_answer(
+            context.build(options.prompts), "train", options, context.tokenizer, self._left_out
         )
         self._sampler = context.build(options.sampling.sampler)
         self._reward = context.build(options.reward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from rlhf_kit.interfaces import Context, Memory, RewardFn, Stateful
 from rlhf_kit.types import Samples
 
 
-class Composite:
+class Composite(ABC):
     """Implements rlhf_kit.interfaces.RewardOfParts, NeedsModels and Stateful, but ``combine``."""
 
     def __init__(self, parts: Mapping[str, Part], context: Context) -> None:
@@ -29,9 +30,9 @@ class Composite:
     def components(self, samples: Samples) -> dict[str, Tensor]:
         return {name: reward(samples).float() for name, reward in self.parts.items()}
 
+    @abstractmethod
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
         """name -> [B] float32, or [B, R] where tokens are scored, on any device, to one of both."""
-        raise NotImplementedError
 
     def stacked(self, components: Mapping[str, Tensor]) -> Tensor:
         """[members, B], or [members, B, R], on the CPU.

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.errors import PluginError
-from rlhf_kit.types import Samples
-from rlhf_kit.types.samples import asked
+from rlhf_kit.types import Samples, asked
 from rlhf_kit_rewards.options import PythonOptions
 
 _OFFERED = ("prompts", "responses", "rows", "samples")
