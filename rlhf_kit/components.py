@@ -6,7 +6,7 @@ Nothing here imports torch, so that a recipe can be checked in a fraction of a s
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -110,20 +110,40 @@ class Options(BaseModel):
 
 
 NEEDS = {
-    "values": "an advantage estimator that reads values: a critic is built, trained and saved",
-    "groups": "an advantage estimator that compares the responses to one prompt: "
-    "samples_per_prompt must be at least 2",
-    "scores": "an advantage estimator that reads scores, in which there is no KL: it cannot be a "
-    "reward (kl.place)",
-    "own_kl": "a policy's loss that has the KL to the reference in it: no other may be added",
-    "own_normalization": "an advantage estimator that normalises its advantages itself: "
-    "normalize.advantages is left out, and refused where it is written",
-    "positive_coefficient": "a controller that multiplies its coefficient, which 0 would stop",
-    "whole_groups": "a policy's loss whose micro-batches must keep the responses to one prompt "
-    "together",
-    "mismatched": "a loss over labelled answers that reads prompts with the answers of others",
+    "advantage": {
+        "values": "it reads values: a critic is built, trained and saved",
+        "groups": "it compares the responses to one prompt: samples_per_prompt must be at least 2",
+        "scores": "it reads scores, in which there is no KL: it cannot be a reward (kl.place)",
+        "own_normalization": "it normalises its advantages itself: normalize.advantages is left "
+        "out, and refused where it is written",
+    },
+    "policy_loss": {
+        "own_kl": "it has the KL to the reference in it: no other may be added",
+        "whole_groups": "its micro-batches must keep the responses to one prompt together",
+    },
+    "kl_controller": {
+        "positive_coefficient": "it multiplies its coefficient, which 0 would stop",
+    },
+    "labelled_loss": {
+        "mismatched": "it observes prompts with the answers of others",
+    },
 }
-"""What a component may need of the recipe around it: need -> who has it, and what follows."""
+"""What a component may need of the recipe around it: seam -> need -> what follows."""
+
+
+def check_needs(seam: str, name: str, needs: Iterable[str]) -> None:
+    """Refuse a need that nobody would look at.
+
+    Raises:
+        PluginError: no component of ``seam`` can have it.
+    """
+    known = NEEDS.get(seam, {})
+    for need in sorted(set(needs) - known.keys()):
+        seams = [other for other, found in NEEDS.items() if need in found]
+        what = f"no need is called {need!r}{did_you_mean(need, list(known))}"
+        if seams:
+            what = f"need {need!r} is for {' and '.join(seams)}"
+        raise PluginError(f"{seam} {name!r}: {what}; {seam} knows: {', '.join(known) or 'none'}")
 
 
 @dataclass(frozen=True)
@@ -133,8 +153,8 @@ class Component:
     ``target`` is "package.module:Attribute" and is imported only when a run builds the component.
     The attribute is called as ``target(options)``, or ``target(options, context)`` when it has a
     parameter named ``context`` (see :class:`rlhf_kit.interfaces.Context`).
-    ``needs`` are keys of :data:`NEEDS`: a recipe is checked against them, and a run builds what is
-    needed and nothing else.
+    ``needs`` are those of its seam in :data:`NEEDS`: a recipe is checked against them, and a run
+    builds what is needed and nothing else.
     ``produces`` is set by stages only and names the kind of artifact in their folder ("policy",
     "reward_model", "comparisons", ...), so that a reference to the wrong kind is refused early.
     """
@@ -148,11 +168,7 @@ class Component:
     needs: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for need in sorted(self.needs - NEEDS.keys()):
-            raise PluginError(
-                f"{self.seam} {self.name!r}: no need is called {need!r}"
-                f"{did_you_mean(need, list(NEEDS))}; known: {', '.join(NEEDS)}"
-            )
+        check_needs(self.seam, self.name, self.needs)
 
     def load(self) -> Any:
         """Import and return the target. Raises PluginError with the cause."""

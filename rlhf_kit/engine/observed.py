@@ -23,13 +23,16 @@ def observed(
 ) -> dict[str, dict[str, Tensor]]:
     """Of each term the sums over all ``batches``, and all ranks, that its loss asks for.
 
-    ``inputs`` maps a batch to what each term reads; it is not called where no loss asks.
+    ``inputs`` maps a batch to what each term reads; it is not called where no term observes that.
     """
     sums: dict[str, dict[str, Tensor]] = {name: {} for name in terms}
-    asking = {n: t.loss for n, t in terms.items() if isinstance(t.loss, ObservingLoss)}
+    asking = {n: t for n, t in terms.items() if isinstance(t.loss, ObservingLoss)}
+    shared = any(term.observed is None for term in asking.values())
     for batch in batches if asking else ():
-        found = inputs(batch)
-        for name, loss in asking.items():
-            for key, value in loss.observe(found[name]).items():
+        read = inputs(batch) if shared else {}
+        for name, term in asking.items():
+            assert isinstance(term.loss, ObservingLoss)
+            given = read[name] if term.observed is None else term.observed(batch)
+            for key, value in term.loss.observe(given).items():
                 sums[name][key] = sums[name].get(key, torch.zeros(())) + value
     return {n: {k: world.sum(x) for k, x in found.items()} for n, found in sums.items()}

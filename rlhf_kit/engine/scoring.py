@@ -96,10 +96,11 @@ def load_models(part: Any, memory: Memory) -> None:
         part.load(memory)
 
 
-def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None:
+def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> Scores | None:
     """Call a reward on two made-up answers to real rows, so that a broken one is found early.
 
-    A reward that needs models is left for later.
+    Returns:
+        Its scores; None of a reward that needs models, which is left for later.
 
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
@@ -107,9 +108,7 @@ def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> None
     if isinstance(reward, RewardOfParts):
         for key, part in reward.parts.items():
             try_out(part, rows, f"{name}.{key}")
-    if needs_models(reward):
-        return
-    score(reward, _made_up(rows), name)
+    return None if needs_models(reward) else score(reward, _made_up(rows), name)
 
 
 def try_out_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:

@@ -17,31 +17,30 @@ class Snapshot:
     Taken again it is written over in place, so that there are never two.
     """
 
-    def __init__(self, parts: Mapping[str, Stateful]) -> None:
-        self._parts = parts
+    def __init__(self) -> None:
         self._held: dict[str, Any] = {}
 
     def __bool__(self) -> bool:
         """Whether there is something to go back to."""
         return bool(self._held)
 
-    def take(self) -> None:
-        """Keep the parts as they are now."""
-        for name, part in self._parts.items():
+    def take(self, parts: Mapping[str, Stateful]) -> None:
+        """Keep ``parts`` as they are now."""
+        for name, part in parts.items():
             self._held[name] = _copied(part.state_dict(), self._held.get(name))
 
-    def restore(self) -> None:
-        """Put the parts back, and keep the copy.
+    def restore(self, parts: Mapping[str, Stateful]) -> None:
+        """Put ``parts`` back, the same that were taken, and keep the copy.
 
         A part may take the tensors that it is given for its own: each gets a copy, one by one.
         """
-        for name, part in self._parts.items():
+        for name, part in parts.items():
             part.load_state_dict(_copied(self._held[name]))
 
-    def give_back(self) -> None:
-        """Put the parts back, and keep nothing."""
+    def give_back(self, parts: Mapping[str, Stateful]) -> None:
+        """Put ``parts`` back, and keep nothing."""
         held, self._held = self._held, {}
-        for name, part in self._parts.items():
+        for name, part in parts.items():
             part.load_state_dict(held.pop(name))
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rlhf_kit.interfaces.engine import (
     World,
 )
 from rlhf_kit.interfaces.labeler import Labeler
-from rlhf_kit.interfaces.loss import Loss, ObservingLoss
+from rlhf_kit.interfaces.loss import AnyLoss, Loss, ObservingLoss
 from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource, NeedsModels
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
 from rlhf_kit.interfaces.observer import Observer, ObserverContext
@@ -37,6 +37,7 @@ from rlhf_kit.interfaces.value import Critic, ValueHead
 
 __all__ = [
     "AdvantageEstimator",
+    "AnyLoss",
     "CompositeReward",
     "Context",
     "Critic",

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlhf_kit.interfaces.loss import Loss, ObservingLoss
+from rlhf_kit.interfaces.loss import AnyLoss, ObservingLoss
 from rlhf_kit.interfaces.state import Stateful
 from rlhf_kit.stage_options import OptimizerOptions
 from rlhf_kit.types import LossOutput
@@ -75,9 +75,10 @@ class Optimizer(Stateful, Protocol):
 class Term:
     """One loss of the objective, what of a micro-batch it counts, and its weight."""
 
-    loss: Loss | ObservingLoss
+    loss: AnyLoss[Any, Any]
     counted: Callable[[Any], Any]
     weight: float = 1.0
+    observed: Callable[[Any], Any] | None = None  # what `observe` reads; None: what the loss reads
 
     def output(self, inputs: Any, observed: Mapping[str, Tensor]) -> LossOutput:
         """The loss of one micro-batch; ``observed`` are sums over the whole step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -29,12 +29,16 @@ class ObservingLoss(Protocol[Inputs, Units]):
 
     Before the gradients the engine calls ``observe`` with every micro-batch, without gradients,
     adds up what comes back, over all processes too, and hands the sums to every call. So the loss
-    itself keeps no state, and micro-batches change nothing. It costs one more forward pass.
+    itself keeps no state, and micro-batches change nothing. It costs one more forward pass, of what
+    the loss reads or of what its term says that it observes.
     """
 
     def count(self, units: Units) -> Tensor: ...
 
-    def observe(self, inputs: Inputs) -> Mapping[str, Tensor]:
+    def observe(self, inputs: Any) -> Mapping[str, Tensor]:
         """name -> [], a sum over the micro-batch. The same names each time."""
 
     def __call__(self, inputs: Inputs, observed: Mapping[str, Tensor]) -> LossOutput: ...
+
+
+AnyLoss = Loss[Inputs, Units] | ObservingLoss[Inputs, Units]

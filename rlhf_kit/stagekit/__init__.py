@@ -5,10 +5,10 @@ Data, before any model is loaded: ``PromptSet`` (prompts), ``answered`` (prompts
 ``by_split``, which reads them as early as can be, and ``LeftOut``, which tells what of them is not
 used; endless streams are ``Cycle``, ``PromptStream`` and ``TextStream``. Sampling: ``sample``, with
 ``Endings``; ``score``. Training: a ``Term`` per loss, ``fit`` for whole passes over data,
-``pair_inputs`` and ``labelled_inputs``, ``held_out_loss``; the optimizer and its steps are the
-engine's (``context.engine``). Around them: ``Best`` (best weights), ``Journal`` and ``in_chunks``
-(work that grows a list), ``stateful`` (what a checkpoint must hold), ``perplexity``,
-``load_models`` and ``try_out`` (a reward, called early).
+``pair_inputs``, ``labelled_inputs`` and ``mismatched_inputs``, ``held_out_loss``; the optimizer and
+its steps are the engine's (``context.engine``). Around them: ``Best`` (best weights), ``Journal``
+and ``in_chunks`` (work that grows a list), ``stateful`` (what a checkpoint must hold),
+``perplexity``, ``load_models`` and ``try_out`` (a reward, called early).
 """
 
 from rlhf_kit.engine.held_out import held_out_loss
@@ -27,6 +27,7 @@ from rlhf_kit.stagekit.pairs import (
     Pairs,
     every_row,
     labelled_inputs,
+    mismatched_inputs,
     pair_inputs,
     read_labelled,
     read_pairs,
@@ -64,6 +65,7 @@ __all__ = [
     "labelled_inputs",
     "load_models",
     "minibatches",
+    "mismatched_inputs",
     "pair_inputs",
     "perplexity",
     "read_comparisons",

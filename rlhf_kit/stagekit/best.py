@@ -14,7 +14,7 @@ class Best:
     """Keeps a copy of a model's state whenever the loss offered is the lowest yet."""
 
     def __init__(self, model: Trainable) -> None:
-        self._weights = Snapshot({"model": model})
+        self._model, self._weights = {"model": model}, Snapshot()
         self.first = self.value = math.inf
 
     def start(self, loss: float) -> None:
@@ -28,11 +28,11 @@ class Best:
             self.first = loss
         if loss < self.value:
             self.value = loss
-            self._weights.take()
+            self._weights.take(self._model)
 
     def restore(self) -> None:
         """Put the best weights back into the model; the copy is given up."""
-        self._weights.give_back()
+        self._weights.give_back(self._model)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self._weights.state_dict(), "first": self.first, "value": self.value}

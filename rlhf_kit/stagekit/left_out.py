@@ -18,6 +18,12 @@ class LeftOut:
         if count:
             self._found[f"{what}: {why}"] = count, total
 
+    def __or__(self, other: LeftOut) -> LeftOut:
+        """Both together."""
+        both = LeftOut()
+        both._found = self._found | other._found
+        return both
+
     def tell(self, run: StageRun) -> None:
         """One line each."""
         for reason, (count, total) in self._found.items():

@@ -12,7 +12,18 @@ from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Policy, Reference, Tokenizer
 from rlhf_kit.stagekit.batches import answered
 from rlhf_kit.stagekit.prompts import PromptSet
-from rlhf_kit.types import LabelledInputs, Masked, PairInputs, Ragged, Row, TextBatch, Texts
+from rlhf_kit.types import (
+    LabelledInputs,
+    Masked,
+    MismatchedInputs,
+    PairInputs,
+    Ragged,
+    Row,
+    TextBatch,
+    Texts,
+)
+
+_NO_PAIR = "comparisons: none of {} rows ranks one completion over another"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +57,11 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def lengths(self) -> Tensor:
+        """[N] int64, in tokens."""
+        return self.texts.lengths
+
     def split(self, size: int) -> Iterator[Tensor]:
         """Rows in chunks of at most ``size``, for judging."""
         yield from torch.arange(len(self)).split(size)
@@ -65,7 +81,7 @@ def read_pairs(rows: Sequence[Row], tokenizer: Tokenizer) -> Pairs:
         if i < j
     ]
     if not found:
-        raise DataError(f"comparisons: none of {len(rows)} rows ranks one completion over another")
+        raise DataError(_NO_PAIR.format(len(rows)))
     chosen, rejected = (
         _texts([(row, pair[side]) for row, *pair in found], tokenizer) for side in (0, 1)
     )
@@ -78,31 +94,46 @@ def read_labelled(rows: Sequence[Row], tokenizer: Tokenizer) -> Labelled:
     Raises:
         DataError: as ``read_pairs``; or only one prompt, which has no other's answers.
     """
-    found: list[tuple[int, int, bool]] = []
-    for i, row in enumerate(rows):
+    found: list[tuple[Row, int, bool]] = []
+    for row in rows:
         ranks = [rank for _, rank in _ranked(row)]
         if len(set(ranks)) > 1:
             ends = min(ranks), max(ranks)
-            found += [(i, k, rank == ends[0]) for k, rank in _ranked(row) if rank in ends]
-    prompts = [i for i, _, _ in found]
-    if len(set(prompts)) < 2:
+            found += [(row, k, rank == ends[0]) for k, rank in _ranked(row) if rank in ends]
+    if not found:
+        raise DataError(_NO_PAIR.format(len(rows)))
+    texts = _texts([(row, k) for row, k, _ in found], tokenizer)
+    begins = texts.begins.tolist()
+    if len({tuple(texts.tokens[i][:begin]) for i, begin in enumerate(begins)}) < 2:
         raise DataError(
-            f"comparisons: {len(set(prompts))} of {len(rows)} rows rank one completion over "
-            "another; two prompts at least are needed"
+            f"comparisons: all of {len(rows)} rows that rank one completion over another have the "
+            "same prompt; two prompts at least are needed"
         )
-    texts = _texts([(rows[i], k) for i, k, _ in found], tokenizer)
     desirable = torch.tensor([best for _, _, best in found])
-    return Labelled(texts, desirable, _mismatched(texts, prompts))
+    return Labelled(texts, desirable, _mismatched(texts, tokenizer.max_length))
 
 
-def _mismatched(texts: Texts, prompts: Sequence[int]) -> Texts:
-    """Each prompt with the answer of the nearest text before it, in a circle, to another prompt."""
-    begins, crossed = texts.begins.tolist(), []
+def _mismatched(texts: Texts, longest: int) -> Texts:
+    """Each prompt with the answer to another one, cut where it would exceed the context.
+
+    By texts in the order of their prompts, each answer is moved on by as many places as the most
+    common prompt has texts: every answer is used once, so that desirable ones are as common as in
+    the data. Only where one prompt has more than half of all texts are answers used twice.
+    """
+    begins = texts.begins.tolist()
+    prompts = [tuple(texts.tokens[i][:begin]) for i, begin in enumerate(begins)]
+    members: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
-        other = i - 1
-        while prompts[other] == prompt:
-            other -= 1
-        crossed.append(texts.tokens[i][: begins[i]] + texts.tokens[other][begins[other] :])
+        members.setdefault(prompt, []).append(i)
+    order = [i for group in members.values() for i in group]
+    step = max(map(len, members.values()))
+    crossed: list[list[int]] = [[] for _ in order]
+    for place, i in enumerate(order):
+        other = place + step
+        while prompts[order[other % len(order)]] == prompts[i]:
+            other += 1
+        other = order[other % len(order)]
+        crossed[i] = [*prompts[i], *texts.tokens[other][begins[other] :]][:longest]
     return Texts(Ragged.of(crossed), texts.begins, texts.pad)
 
 
@@ -134,25 +165,24 @@ def pair_inputs(policy: Policy, reference: Reference, pairs: Pairs, rows: Tensor
 
 
 def labelled_inputs(
-    policy: Policy, reference: Reference, data: Labelled, rows: Tensor, *, mismatched: bool
+    policy: Policy, reference: Reference, data: Labelled, rows: Tensor
 ) -> LabelledInputs:
-    """What a loss reads of the answers ``rows`` [B]; see ``pair_inputs``.
-
-    ``mismatched``: of the mismatched answers too, for a loss whose component needs them. They are
-    asked for without gradients.
-    """
-    texts, others = data.texts.select(rows), data.mismatched.select(rows)
+    """What a loss reads of the answers ``rows`` [B]; see ``pair_inputs``."""
+    texts = data.texts.select(rows)
     with torch.no_grad():
         fixed = response_logprobs(reference, texts)
-        crossed = [response_logprobs(p, others) for p in (policy, reference) if mismatched]
-    return LabelledInputs(
-        response_logprobs(policy, texts),
-        fixed,
-        data.desirable[rows],
-        texts.predicted.sum(1),
-        every_row(rows).mask,
-        *crossed,
-    )
+    logprobs, tokens = response_logprobs(policy, texts), texts.predicted.sum(1)
+    return LabelledInputs(logprobs, fixed, data.desirable[rows], tokens, every_row(rows).mask)
+
+
+@torch.no_grad()
+def mismatched_inputs(
+    policy: Policy, reference: Reference, data: Labelled, rows: Tensor
+) -> MismatchedInputs:
+    """What a loss whose component needs "mismatched" observes of ``rows`` [B]."""
+    texts = data.mismatched.select(rows)
+    own, fixed = (response_logprobs(role, texts) for role in (policy, reference))
+    return MismatchedInputs(own, fixed, every_row(rows).mask)
 
 
 def _ranked(row: Row) -> list[tuple[int, int]]:

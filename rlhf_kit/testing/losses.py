@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.interfaces import Loss, ObservingLoss
+from rlhf_kit.interfaces import AnyLoss, ObservingLoss, Term
 from rlhf_kit.testing.compare import (
     GARBAGE,
     clean_masks,
@@ -20,7 +20,6 @@ from rlhf_kit.testing.compare import (
 )
 from rlhf_kit.testing.sentences import named, require
 from rlhf_kit.types import (
-    LossOutput,
     Masked,
     NllInputs,
     PolicyLossInputs,
@@ -30,7 +29,7 @@ from rlhf_kit.types import (
 
 MakeInputs = Callable[[torch.Generator], Any]
 UnitsOf = Callable[[Any], Any]
-AnyLoss = Loss[Any, Any] | ObservingLoss[Any, Any]
+Checked = AnyLoss[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,24 @@ class Answer:
 class LossCheck:
     """One loss on one set of inputs."""
 
-    def __init__(self, loss: AnyLoss, trained: str, units: UnitsOf, name: str) -> None:
+    def __init__(
+        self,
+        loss: Checked,
+        trained: str,
+        units: UnitsOf,
+        name: str,
+        observes: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.loss, self.trained, self.units, self.name = loss, trained, units, name
+        self.term = Term(loss, units, observed=observes)
 
     def observe(self, inputs: Any) -> dict[str, Tensor]:
         """What the loss asks to be added up; nothing unless it is an ObservingLoss."""
         if not isinstance(self.loss, ObservingLoss):
             return {}
         with torch.no_grad():
-            found = dict(self.loss.observe(inputs))
+            own = self.term.observed
+            found = dict(self.loss.observe(inputs if own is None else own(inputs)))
         for key, value in found.items():
             require(
                 isinstance(value, Tensor) and value.dim() == 0,
@@ -63,18 +71,13 @@ class LossCheck:
             )
         return found
 
-    def _call(self, inputs: Any, observed: Mapping[str, Tensor]) -> LossOutput:
-        if isinstance(self.loss, ObservingLoss):
-            return self.loss(inputs, observed)
-        return self.loss(inputs)
-
     def run(self, inputs: Any, observed: Mapping[str, Tensor] | None = None) -> Answer:
         """``observed``: of the whole optimizer step; None: the inputs are all of it."""
         leaf = getattr(inputs, self.trained).detach().clone().requires_grad_()
         count = self.count(self.units(inputs))
         seen = self.observe(inputs)
         try:
-            output = self._call(
+            output = self.term.output(
                 replace(inputs, **{self.trained: leaf}), seen if observed is None else observed
             )
         except Exception as error:
@@ -137,11 +140,12 @@ def masked(inputs: Any) -> Masked:
 
 
 def check_loss(
-    loss: AnyLoss,
+    loss: Checked,
     make_inputs: MakeInputs,
     *,
     trained: str | None = None,
     units: UnitsOf = masked,
+    observes: Callable[[Any], Any] | None = None,
     whole_groups: bool = False,
     seed: int = 0,
 ) -> None:
@@ -158,6 +162,7 @@ def check_loss(
             [B] and other tensors of that shape or [B], at least 4 rows, some padding.
         trained: the field that holds the model's output; by default the first one.
         units: inputs -> what the engine passes to ``count``; by default their mask.
+        observes: inputs -> what ``observe`` reads of them; None: the inputs themselves.
         whole_groups: micro-batches keep rows of one ``inputs.group`` together, in their order.
         seed: of the inputs.
 
@@ -165,7 +170,7 @@ def check_loss(
         AssertionError: with a sentence that says what broke and what would be right.
     """
     inputs = make_inputs(torch.Generator().manual_seed(seed))
-    check = LossCheck(loss, trained or fields(inputs)[0].name, units, named(loss))
+    check = LossCheck(loss, trained or fields(inputs)[0].name, units, named(loss), observes)
     whole = check.run(map_rows(inputs, torch.clone))
     _plain(check, inputs, whole)
     _padding(check, inputs, whole)
@@ -281,7 +286,7 @@ def _micro_batches(check: LossCheck, inputs: Any, whole: Answer, whole_groups: b
         check.agree(added, whole, what)
 
 
-def check_policy_loss(loss: AnyLoss, *, needs: Collection[str] = (), seed: int = 0) -> None:
+def check_policy_loss(loss: Checked, *, needs: Collection[str] = (), seed: int = 0) -> None:
     """:func:`check_loss` for seam ``policy_loss``, with ratios inside and outside a clip range.
 
     Also: the first gradient goes the way of the advantages. ``needs`` are its component's: with
@@ -313,7 +318,7 @@ def _sampled(inputs: PolicyLossInputs) -> SampledUnits:
     return SampledUnits(inputs.mask, inputs.old_logprobs, inputs.group)
 
 
-def _pushes_the_right_way(loss: AnyLoss, inputs: PolicyLossInputs) -> None:
+def _pushes_the_right_way(loss: Checked, inputs: PolicyLossInputs) -> None:
     """The first gradient of every published policy loss is the policy gradient's direction."""
     advantages = torch.where(torch.arange(7)[:, None] % 2 == 0, 1.0, -1.0).expand(7, 5)
     old = inputs.old_logprobs
@@ -326,7 +331,7 @@ def _pushes_the_right_way(loss: AnyLoss, inputs: PolicyLossInputs) -> None:
     )
 
 
-def check_value_loss(loss: AnyLoss, *, seed: int = 0) -> None:
+def check_value_loss(loss: Checked, *, seed: int = 0) -> None:
     """:func:`check_loss` for seam ``value_loss``, with values near to and far from the old ones."""
 
     def make(generator: torch.Generator) -> ValueLossInputs:
@@ -336,7 +341,7 @@ def check_value_loss(loss: AnyLoss, *, seed: int = 0) -> None:
     check_loss(loss, make, seed=seed)
 
 
-def check_nll_loss(loss: AnyLoss, *, seed: int = 0) -> None:
+def check_nll_loss(loss: Checked, *, seed: int = 0) -> None:
     """:func:`check_loss` for seam ``nll_loss``."""
 
     def make(generator: torch.Generator) -> NllInputs:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from rlhf_kit.testing.compare import clean_masks, finite
-from rlhf_kit.testing.losses import AnyLoss, LossCheck, check_loss, map_rows, masked
+from rlhf_kit.testing.losses import Checked, LossCheck, check_loss, map_rows, masked
 from rlhf_kit.testing.sentences import named, require
-from rlhf_kit.types import LabelledInputs, PairInputs, PreferenceInputs, Ranked
+from rlhf_kit.types import LabelledInputs, MismatchedInputs, PairInputs, PreferenceInputs, Ranked
 
 
-def check_preference_loss(loss: AnyLoss, *, seed: int = 0) -> None:
+def check_preference_loss(loss: Checked, *, seed: int = 0) -> None:
     """:func:`check_loss` for seam ``preference_loss``: K-way, with ties and prompts without pairs.
 
     Also: the order of a prompt's completions does not matter, nor what an unranked one (a negative
@@ -71,7 +72,7 @@ def _ranked(inputs: PreferenceInputs) -> Ranked:
     return Ranked(inputs.ranks, inputs.mask)
 
 
-def check_pair_loss(loss: AnyLoss, *, seed: int = 0) -> None:
+def check_pair_loss(loss: Checked, *, seed: int = 0) -> None:
     """:func:`check_loss` for seam ``pair_loss``; the loss falls as the chosen answer gains."""
 
     def make(generator: torch.Generator) -> PairInputs:
@@ -93,27 +94,41 @@ def check_pair_loss(loss: AnyLoss, *, seed: int = 0) -> None:
         )
 
 
-def check_labelled_loss(loss: AnyLoss, *, needs: Collection[str] = (), seed: int = 0) -> None:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Judged(LabelledInputs):
+    """With the answers to other prompts beside them."""
+
+    other: Tensor
+    other_reference: Tensor
+
+
+def check_labelled_loss(loss: Checked, *, needs: Collection[str] = (), seed: int = 0) -> None:
     """:func:`check_loss` for seam ``labelled_loss``; desirable answers gain, the others lose.
 
-    ``needs`` are its component's: without "mismatched" those fields are None.
+    ``needs`` are its component's: with "mismatched" it observes ``MismatchedInputs``.
     """
 
-    def make(generator: torch.Generator) -> LabelledInputs:
-        logprobs, reference, mismatched = -20 * torch.rand((3, 8), generator=generator)
-        # More likely than in the reference on the whole, as a KL is: not all clamped to 0.
-        reference_mismatched = mismatched + 3 - 10 * torch.rand(8, generator=generator)
-        lengths = torch.randint(1, 9, (8,), generator=generator)
-        desirable = torch.arange(8) % 2 == 0
-        inputs = LabelledInputs(logprobs, reference, desirable, lengths, torch.arange(8) != 5)
-        if "mismatched" not in needs:
-            return inputs
-        return replace(inputs, mismatched=mismatched, reference_mismatched=reference_mismatched)
+    def make(generator: torch.Generator) -> _Judged:
+        logprobs, reference, other = -20 * torch.rand((3, 8), generator=generator)
+        return _Judged(
+            logprobs,
+            reference,
+            torch.arange(8) % 2 == 0,
+            torch.randint(1, 9, (8,), generator=generator),
+            torch.arange(8) != 5,
+            other=other,
+            # More likely than in the reference on the whole, as a KL is: not all clamped to 0.
+            other_reference=other + 3 - 10 * torch.rand(8, generator=generator),
+        )
 
-    check_loss(loss, make, seed=seed)
+    def crossed(inputs: _Judged) -> MismatchedInputs:
+        return MismatchedInputs(inputs.other, inputs.other_reference, inputs.mask)
+
+    observes = crossed if "mismatched" in needs else None
+    check_loss(loss, make, observes=observes, seed=seed)
     inputs = make(torch.Generator().manual_seed(seed))
     equal = replace(inputs, logprobs=inputs.reference_logprobs)
-    gradient = LossCheck(loss, "logprobs", masked, named(loss)).run(equal).gradient
+    gradient = LossCheck(loss, "logprobs", masked, named(loss), observes).run(equal).gradient
     pushed = torch.where(inputs.desirable, -gradient, gradient)[inputs.mask]
     require(
         bool((pushed > 0).all()),

@@ -86,19 +86,25 @@ class PairInputs:
 
 @dataclass(frozen=True, eq=False)
 class LabelledInputs:
-    """One answer to each of B prompts, judged by itself, by its summed log-probability. All [B].
-
-    ``mismatched`` are prompts with the answers of other prompts, for losses that estimate the KL
-    from them; None where the loss's component does not need "mismatched".
-    """
+    """One answer to each of B prompts, judged by itself, by its summed log-probability. All [B]."""
 
     logprobs: Tensor  # of the policy being trained
     reference_logprobs: Tensor
     desirable: Tensor  # bool
     tokens: Tensor  # int64, how many the sum is over
     mask: Tensor  # bool: which answers exist
-    mismatched: Tensor | None = None
-    reference_mismatched: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MismatchedInputs:
+    """B prompts, each with the answer to another one, for losses that tell the KL from them.
+
+    All [B], without gradients.
+    """
+
+    mismatched: Tensor  # summed log-probabilities of the policy being trained
+    reference_mismatched: Tensor
+    mask: Tensor  # bool: which answers exist
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,21 +8,31 @@ from typing import Any
 
 import pytest
 import torch
-from guest_losses import DPO, KTO
+from rlhf_kit_guests.dpo import DPO
+from rlhf_kit_guests.kto import KTO
+from rlhf_kit_guests.options import DPOOptions, KTOOptions
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_kit.testing import check_labelled_loss, check_pair_loss, check_policy_loss
-from rlhf_kit.types import LabelledInputs, LossOutput, Masked, PairInputs, PolicyLossInputs
+from rlhf_kit.types import (
+    LabelledInputs,
+    LossOutput,
+    Masked,
+    MismatchedInputs,
+    PairInputs,
+    PolicyLossInputs,
+)
 
 MISMATCHED = {"mismatched"}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_right_ones_pass(seed: int) -> None:
-    check_pair_loss(DPO(), seed=seed)
-    check_labelled_loss(KTO(), needs=MISMATCHED, seed=seed)
-    check_labelled_loss(KTO(0.2, 1.0, 1.3), needs=MISMATCHED, seed=seed)
+    check_pair_loss(DPO(DPOOptions()), seed=seed)
+    check_labelled_loss(KTO(KTOOptions()), needs=MISMATCHED, seed=seed)
+    options = KTOOptions(beta=0.2, undesirable=1.3)
+    check_labelled_loss(KTO(options), needs=MISMATCHED, seed=seed)
     check_labelled_loss(WithoutBaseline(), seed=seed)
 
 
@@ -34,7 +44,7 @@ class Changed(DPO):
         inputs: Callable[[PairInputs], PairInputs] = lambda i: i,
         total: Callable[[Tensor, PairInputs], Tensor] = lambda total, _: total,
     ) -> None:
-        super().__init__()
+        super().__init__(DPOOptions())
         self.inputs, self.total = inputs, total
 
     def __call__(self, inputs: PairInputs) -> LossOutput:
@@ -48,7 +58,7 @@ class MasksLate(DPO):
     def __call__(self, inputs: PairInputs) -> LossOutput:
         chosen = inputs.chosen - inputs.reference_chosen
         rejected = inputs.rejected - inputs.reference_rejected
-        per_pair = -logsigmoid(self.beta * (chosen - rejected))
+        per_pair = -logsigmoid(0.1 * (chosen - rejected))
         return LossOutput((per_pair * inputs.mask).sum())
 
 
@@ -80,7 +90,7 @@ def per_token(i: PairInputs) -> PairInputs:
         (Changed(swapped), "check the sign"),
         (Changed(total=lambda t, i: t / i.mask.sum()), "sums over what count counts, never means"),
         (Changed(all_rows), "gradient flows into padding; apply inputs.mask"),
-        (MasksLate(), "in the padding \\(use torch.where\\(mask, x, 0\\)"),
+        (MasksLate(DPOOptions()), "in the padding \\(use torch.where\\(mask, x, 0\\)"),
         (Changed(only_chosen), "no gradient reaches rejected"),
         (Changed(per_token), "in the padding"),
         (Changed(total=lambda t, _: t.double()), "it should stay float32"),
@@ -97,7 +107,7 @@ def test_a_pair_loss_that_counts_answers_of_the_model() -> None:
             return (units.chosen > units.rejected).sum()
 
     with pytest.raises(AssertionError, match="before the forward pass with Masked"):
-        check_pair_loss(Counting())
+        check_pair_loss(Counting(DPOOptions()))
 
 
 class WithoutBaseline:
@@ -139,33 +149,32 @@ def test_labelled_losses(mistake: str, says: str) -> None:
 
 
 def test_a_loss_that_reads_what_its_component_does_not_need() -> None:
-    with pytest.raises(AssertionError):
-        check_labelled_loss(KTO())
+    with pytest.raises(AttributeError, match="mismatched"):
+        check_labelled_loss(KTO(KTOOptions()))
 
 
 class BrokenKTO(KTO):
     """The mistakes of a loss with sums of the whole step."""
 
     def __init__(self, mistake: str) -> None:
-        super().__init__()
+        super().__init__(KTOOptions())
         self.mistake = mistake
         self.kept: dict[str, Tensor] = {}
 
-    def observe(self, inputs: LabelledInputs) -> Mapping[str, Tensor]:
+    def observe(self, inputs: MismatchedInputs) -> Mapping[str, Tensor]:
         found = dict(super().observe(inputs))
         if self.mistake == "mean":
-            found["mismatched"] = found["mismatched"] / found["answers"].clamp(min=1)
-            found["answers"] = torch.ones(())
+            found["gap"] = found["gap"] / found["rows"].clamp(min=1)
+            found["rows"] = torch.ones(())
         if self.mistake == "padding":
-            assert inputs.mismatched is not None and inputs.reference_mismatched is not None
-            found["mismatched"] = (inputs.mismatched - inputs.reference_mismatched).sum()
+            found["gap"] = (inputs.mismatched - inputs.reference_mismatched).sum()
         if self.mistake == "per row":
-            found["answers"] = inputs.mask.long()
+            found["rows"] = inputs.mask.long()
         if self.mistake == "keeps":
             self.kept = found
         if self.mistake == "moving average":
-            old = self.kept.get("mismatched", torch.zeros(()))
-            self.kept = {**found, "mismatched": 0.9 * old + 0.1 * found["mismatched"]}
+            old = self.kept.get("gap", torch.zeros(()))
+            self.kept = {**found, "gap": 0.9 * old + 0.1 * found["gap"]}
         return found
 
     def __call__(self, inputs: LabelledInputs, observed: Mapping[str, Tensor]) -> LossOutput:
@@ -177,9 +186,9 @@ class BrokenKTO(KTO):
     [
         ("mean", "does not add up to that of the whole; it should be a sum"),
         ("padding", "in the padding"),
-        ("per row", "observe: 'answers' should be a tensor of shape \\[\\]"),
+        ("per row", "observe: 'rows' should be a tensor of shape \\[\\]"),
         ("keeps", "adding up micro-batches of 1"),
-        ("moving average", "a second call with the same inputs changed total"),
+        ("moving average", "a second call with the same inputs changed statistic"),
     ],
 )
 def test_observing_losses(mistake: str, says: str) -> None:

@@ -278,7 +278,7 @@ def ppo(micro: int, policy: Any, value: LinearValue, blocks: TextBatch) -> PPOPt
         policy_loss=PPOClip(ClipOptions()),
         engine=Single(SingleOptions()),
         optimizer=Recorder([*policy.parameters(), *value.parameters()]),
-        beta=Beta(0.4, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {}), OneProcess()),
+        beta=Beta(0.4, FixedKL(FixedKLOptions()), KLLimit(chosen.kl), OneProcess()),
         normalizers=Normalizers(),
         critic=CriticPart(value, ClippedValue(ClipOptions()), 0.3),
         ptx=PtxPart(blocks_of, TokenNLL(NoOptions()), Gamma(1.7, FixedPtx(FixedPtxOptions()))),

@@ -183,7 +183,7 @@ def ppo(
         "reward": reward,
         "advantage": GAE(GAEOptions(discount=1.0, lam=1.0)),
         "policy_loss": Expected(),
-        "beta": Beta(beta, FixedKL(FixedKLOptions()), KLLimit(chosen.kl, {}), OneProcess()),
+        "beta": Beta(beta, FixedKL(FixedKLOptions()), KLLimit(chosen.kl), OneProcess()),
         "normalizers": Normalizers(),
         "critic": CriticPart(value, ClippedValue(ClipOptions()), chosen.critic.coef),
     }

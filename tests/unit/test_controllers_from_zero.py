@@ -94,13 +94,14 @@ def test_bounds_of_gamma_in_the_wrong_order() -> None:
 def test_a_rollback_that_cannot_raise_beta_stops() -> None:
     """A controller of a stranger's may have come to 0 by itself."""
     policy = TabularPolicy()
-    limit = KLLimit(ppo_options(kl={"limit": 1.0, "on_limit": "rollback"}).kl, {"policy": policy})
+    learned = {"policy": policy}
+    limit = KLLimit(ppo_options(kl={"limit": 1.0, "on_limit": "rollback"}).kl)
     beta = Beta(0.0, FixedKL(FixedKLOptions()), limit, OneProcess())
-    assert beta.judge(rollout(policy, 0.5)) == "go on"
+    assert beta.judge(rollout(policy, 0.5), learned) == "go on"
     over = rollout(policy, 1.5)
-    assert beta.judge(over) == "rollback"
+    assert beta.judge(over, learned) == "rollback"
     with pytest.raises(NumericsError, match=r"kl\.limit: .* the coefficient is 0"):
-        beta.settle("rollback", over)
+        beta.settle("rollback", over, learned)
 
 
 def rollout(policy: TabularPolicy, kl: float) -> Rollout:

@@ -89,17 +89,17 @@ def test_the_best_weights_survive_a_resume_and_further_offers() -> None:
 def test_what_a_rollback_goes_back_to_is_held_once() -> None:
     model = Model()
     options = ppo_options(kl={"limit": 5.0, "on_limit": "rollback"})
-    limit = KLLimit(options.kl, {"model": model})
+    limit, parts = KLLimit(options.kl), {"model": model}
     with Peak() as memory:
         for _ in range(3):
-            assert limit.check(1.0) == "go on"
+            assert limit.check(1.0, parts) == "go on"
             model.add(10.0)
         assert memory.peak <= 1.1 * Model.size
-    assert limit.check(6.0) == "rollback"
-    limit.take_back(1.0)
+    assert limit.check(6.0, parts) == "rollback"
+    limit.take_back(1.0, parts)
     assert model.first() == [20.0, 21.0, 22.0, 23.0]
     model.add(1.0)
-    limit.take_back(1.0)  # what was put back has not become what is gone back to
+    limit.take_back(1.0, parts)  # what was put back has not become what is gone back to
     assert model.first() == [20.0, 21.0, 22.0, 23.0]
 
 

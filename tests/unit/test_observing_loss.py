@@ -8,14 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from guest_losses import KTO
+from rlhf_kit_guests.kto import KTO
+from rlhf_kit_guests.options import KTOOptions
 from torch import Tensor
 
 from rlhf_kit.engine.accumulate import AccumulatingStep, Term
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.testing import TabularPolicy, TabularSampler
-from rlhf_kit.types import LabelledInputs, LossOutput, Masked, Prompts, Samples, Sampling
+from rlhf_kit.types import (
+    LabelledInputs,
+    LossOutput,
+    Masked,
+    MismatchedInputs,
+    Prompts,
+    Samples,
+    Sampling,
+)
 
 # Numbers that float32 holds: counts and weights are rounded to it.
 ROWS, BETA, DESIRABLE, UNDESIRABLE = 8, 0.5, 1.0, 1.25
@@ -47,8 +56,7 @@ class Model:
         self.policy = TabularPolicy(dtype=torch.float64)
         with torch.no_grad():
             self.policy.table += torch.randn(13, 3, generator=seeded(7), dtype=torch.float64)
-        self.forwards = 0
-        self.with_gradient: list[bool] = []
+        self.passes: list[tuple[Samples, bool]] = []  # of what, and whether with gradients
 
     def summed(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Of policy and reference, both [B]."""
@@ -56,20 +64,14 @@ class Model:
         return self.policy.evaluate(samples).logprobs.sum(1), reference
 
     def forward(self, batch: Labelled) -> dict[str, LabelledInputs]:
-        self.forwards += 1
-        self.with_gradient.append(torch.is_grad_enabled())
-        logprobs, reference = self.summed(batch.answers)
-        mismatched, reference_mismatched = self.summed(batch.mismatched)
-        inputs = LabelledInputs(
-            logprobs,
-            reference,
-            batch.desirable,
-            batch.answers.mask.sum(1),
-            batch.judged.mask,
-            mismatched,
-            reference_mismatched,
-        )
-        return {"kto": inputs, "plain": inputs}
+        self.passes.append((batch.answers, torch.is_grad_enabled()))
+        judged, tokens = batch.judged.mask, batch.answers.mask.sum(1)
+        inputs = LabelledInputs(*self.summed(batch.answers), batch.desirable, tokens, judged)
+        return {"kto": inputs, "plain": inputs, "matched": inputs}
+
+    def crossed(self, batch: Labelled) -> MismatchedInputs:
+        self.passes.append((batch.mismatched, torch.is_grad_enabled()))
+        return MismatchedInputs(*self.summed(batch.mismatched), batch.judged.mask)
 
 
 class Plain:
@@ -80,6 +82,14 @@ class Plain:
 
     def __call__(self, inputs: LabelledInputs) -> LossOutput:
         return LossOutput(-torch.where(inputs.desirable, inputs.logprobs, 0.0).sum())
+
+
+class Matched(KTO):
+    """Observes what it reads: the gain of the matched answers themselves."""
+
+    def observe(self, inputs: LabelledInputs) -> Mapping[str, Tensor]:
+        gain = inputs.logprobs - inputs.reference_logprobs
+        return {"gap": gain.sum(), "rows": inputs.mask.sum()}
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -97,16 +107,21 @@ def labelled(policy: TabularPolicy) -> Labelled:
     return Labelled(answers, torch.arange(ROWS) % 3 != 0, mismatched)
 
 
-def kto() -> KTO:
-    return KTO(BETA, DESIRABLE, UNDESIRABLE)
+OPTIONS = KTOOptions(beta=BETA, desirable=DESIRABLE, undesirable=UNDESIRABLE)
+
+
+def term(loss: Any, model: Model) -> Term:
+    """Over judged answers; KTO observes mismatched ones."""
+    observed = model.crossed if type(loss) is not Matched else None
+    return Term(loss, lambda micro: micro.judged, observed=observed)
 
 
 def one_step(size: int, *losses: str) -> tuple[Tensor, dict[str, float], Model]:
     """The gradient that a step in micro-batches of ``size`` adds up, and its statistics."""
     model = Model()
     batch = labelled(model.policy)
-    known: dict[str, Any] = {"kto": kto(), "plain": Plain()}
-    terms = {name: Term(known[name], lambda micro: micro.judged) for name in losses}
+    known: dict[str, Any] = {"kto": KTO(OPTIONS), "plain": Plain(), "matched": Matched(OPTIONS)}
+    terms = {name: term(known[name], model) for name in losses}
     step = AccumulatingStep(Optimizer([ParameterGroup(list(model.policy.parameters()), 0.1)]))
     step.add(terms, model.forward, list(batch.split(size)))
     (gradient,) = step.optimizer.gradients(list(model.policy.parameters()))
@@ -151,47 +166,59 @@ def test_the_gradient_is_that_of_the_whole_batch(size: int) -> None:
     assert stats["kto/loss"] == pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_a_baseline_of_each_micro_batch_would_be_noticed() -> None:
-    class Own(KTO):
-        def __call__(self, inputs: LabelledInputs, observed: Mapping[str, Tensor]) -> LossOutput:
-            return super().__call__(inputs, self.observe(inputs))
-
-    found = {}
-    for size in (3, ROWS):
-        model = Model()
+def test_what_is_observed_is_of_the_whole_step() -> None:
+    """A baseline of each micro-batch would give another gradient."""
+    of_parts, of_all = (one_step(size, "matched")[0] for size in (3, ROWS))
+    torch.testing.assert_close(of_parts, of_all, rtol=0, atol=1e-14)
+    model, gradients = Model(), []
+    for part in labelled(model.policy).split(3):
         step = AccumulatingStep(Optimizer([ParameterGroup([model.policy.table], 0.1)]))
-        term = Term(Own(BETA, DESIRABLE, UNDESIRABLE), lambda micro: micro.judged)
-        step.add({"kto": term}, model.forward, list(labelled(model.policy).split(size)))
-        (found[size],) = step.optimizer.gradients([model.policy.table])
-    assert (found[3] - found[ROWS]).abs().max() > 1e-3
+        step.optimizer.zero_grad()
+        step.add({"matched": term(Matched(OPTIONS), model)}, model.forward, [part])
+        (gradient,) = step.optimizer.gradients([model.policy.table])
+        assert gradient is not None
+        gradients.append(gradient.clone() * len(part.desirable) / ROWS)
+    assert (sum(gradients) - of_all).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(
-    ("losses", "passes"), [(("plain",), 1), (("kto",), 2), (("plain", "kto"), 2)]
+    ("losses", "observed"),
+    [
+        (("plain",), ""),
+        (("kto",), "mismatched"),
+        (("plain", "kto"), "mismatched"),
+        (("matched",), "answers"),
+        (("plain", "matched", "kto"), "both"),
+    ],
 )
-def test_who_does_not_observe_pays_no_forward_pass(losses: tuple[str, ...], passes: int) -> None:
+def test_who_does_not_observe_pays_no_forward_pass(losses: tuple[str, ...], observed: str) -> None:
+    """What is observed comes first, of all micro-batches, and keeps no activations."""
     _, _, model = one_step(3, *losses)
-    micro_batches = 3
-    assert model.forwards == passes * micro_batches
-    # What is observed comes first, of all micro-batches, and keeps no activations.
-    observing = [False] * micro_batches * (passes - 1)
-    assert model.with_gradient == observing + [True] * micro_batches
+    batch, micro_batches = labelled(Model().policy), 3
+    names = {
+        tuple(getattr(part, name).response_tokens.flatten().tolist()): name
+        for name in ("answers", "mismatched")
+        for part in batch.split(3)
+    }
+    found = [(names[tuple(x.response_tokens.flatten().tolist())], g) for x, g in model.passes]
+    each = {"": [], "both": ["answers", "mismatched"]}.get(observed, [observed])
+    first = [(name, False) for name in each] * micro_batches
+    assert found == first + [("answers", True)] * micro_batches
 
 
 def test_two_losses_on_one_forward_pass_add_up() -> None:
     both, figures, _ = one_step(3, "plain", "kto")
     alone = [one_step(ROWS, name)[0] for name in ("plain", "kto")]
     torch.testing.assert_close(both, sum(alone), rtol=0, atol=1e-14)
-    assert {"plain/loss", "kto/loss", "kto/value"} <= figures.keys()
+    assert {"plain/loss", "kto/loss", "kto/gain"} <= figures.keys()
 
 
 def test_a_sum_that_is_not_finite_stops_the_step() -> None:
     class Infinite(KTO):
-        def observe(self, inputs: LabelledInputs) -> Mapping[str, Tensor]:
-            return {**super().observe(inputs), "mismatched": torch.tensor(torch.nan)}
+        def observe(self, inputs: MismatchedInputs) -> Mapping[str, Tensor]:
+            return {**super().observe(inputs), "gap": torch.tensor(torch.nan)}
 
     model = Model()
     step = AccumulatingStep(Optimizer([ParameterGroup([model.policy.table], 0.1)]))
-    term = Term(Infinite(), lambda micro: micro.judged)
     with pytest.raises(NumericsError, match="loss 'kto' is nan: the step was not taken"):
-        step.add({"kto": term}, model.forward, [labelled(model.policy)])
+        step.add({"kto": term(Infinite(OPTIONS), model)}, model.forward, [labelled(model.policy)])

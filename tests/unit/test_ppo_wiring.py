@@ -123,8 +123,18 @@ def strangers(tmp_path: Path) -> tuple[Path, ...]:
             ["ppo.advantage=reads"],
             r"kl\.coef: is 0\.02, and advantage 'reads' reads scores.*place: loss",
         ),
-        (["ppo.advantage=reads", "ppo.policy_loss=brings"], r"reads scores.*; set 0"),
-        (["ppo.policy_loss=brings", "ppo.kl.place=loss"], r"'brings' has the KL in it already"),
+        (["ppo.advantage=reads", "ppo.policy_loss=brings"], r"'brings' has a KL .*paid twice"),
+        (["ppo.policy_loss=brings", "ppo.kl.place=loss"], r"'brings' has a KL .*paid twice"),
+        (["ppo.policy_loss=brings"], r"kl\.coef: is 0\.02, and policy_loss 'brings' has a KL"),
+        (
+            ["ppo.advantage=reads", "ppo.kl.coef=0", "ppo.normalize.rewards=whiten"],
+            r"normalize\.rewards: nothing reads it: advantage 'reads' reads scores",
+        ),
+        (
+            ["ppo.advantage=reads", "ppo.kl.coef=0", "ppo.end.score_at=after_end"],
+            r"end\.score_at: nothing reads it: advantage 'reads' reads scores",
+        ),
+        (["ppo.kl.coef=0", "ppo.kl.place=loss", "ppo.kl.estimate=k2"], r"estimate: .*coef is 0"),
     ],
 )
 def test_a_kl_that_nobody_reads_or_that_is_paid_twice(
@@ -136,8 +146,8 @@ def test_a_kl_that_nobody_reads_or_that_is_paid_twice(
 
 
 def test_a_kl_that_is_read(toy_recipe: Callable[..., Path], strangers: tuple[Path, ...]) -> None:
-    path = toy_recipe("full")
-    open_recipe(path, ["ppo.policy_loss=brings"], strangers)  # as a reward, and in the loss
+    path = toy_recipe("full", ppo={"critic": {}})
+    open_recipe(path, ["ppo.policy_loss=brings", "ppo.kl.coef=0"], strangers)
 
 
 def test_scores_of_tokens_and_of_responses_do_not_mix() -> None:

@@ -13,6 +13,7 @@ from rlhf_kit.errors import DataError
 from rlhf_kit.stagekit import (
     by_split,
     labelled_inputs,
+    mismatched_inputs,
     pair_inputs,
     read_labelled,
     read_pairs,
@@ -76,25 +77,64 @@ def test_the_best_and_the_worst_by_themselves(tokenizer: Any) -> None:
     ]
 
 
+def crossed(rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[tuple[str, str]]:
+    data = read_labelled(rows, tokenizer)
+    return [shown(data.mismatched, i) for i in range(len(data))]
+
+
 def test_a_mismatched_answer_is_of_another_prompt(tokenizer: Any) -> None:
-    data = read_labelled(ROWS, tokenizer)
-    crossed = [shown(data.mismatched, i) for i in range(len(data))]
-    assert crossed == [
-        ("A?", "high"),
-        ("A?", "high"),
-        ("A?", "high"),
-        ("B?", "also tied"),
-        ("B?", "also tied"),
-        ("D?", "better one"),
-        ("D?", "better one"),
+    assert crossed(ROWS, tokenizer) == [
+        ("A?", "worse"),
+        ("A?", "better one"),
+        ("A?", "low"),
+        ("B?", "high"),
+        ("B?", "best"),
+        ("D?", "tied"),
+        ("D?", "also tied"),
     ]
+
+
+def test_good_answers_are_mismatched_as_often_as_others(tokenizer: Any) -> None:
+    """As in published pairs, where the better one always stands first."""
+    rows = [
+        {"prompt": f"{i}?", "completions": [f"good {i}", f"bad {i}"], "ranks": [0, 1]}
+        for i in range(20)
+    ]
+    answers = [answer for _, answer in crossed(rows, tokenizer)]
+    assert sorted(answers) == sorted(text for row in rows for text in row["completions"])
+
+
+def test_a_prompt_may_come_again(tokenizer: Any) -> None:
+    rows = [*ROWS, ROWS[1] | {"completions": ["bad", "good"]}, ROWS[0]]
+    own: dict[str, set[str]] = {}
+    for row in rows:
+        own.setdefault(row["prompt"], set()).update(row["completions"])
+    assert all(answer not in own[prompt] for prompt, answer in crossed(rows, tokenizer))
+
+
+def test_one_prompt_may_have_most_answers(tokenizer: Any) -> None:
+    found = crossed([ROWS[1], *[ROWS[0]] * 5], tokenizer)
+    assert {answer for prompt, answer in found if prompt == "A?"} == {"worse", "better one"}
+    assert len(found) == 17
+
+
+def test_a_mismatched_answer_fits_the_context(tokenizer: Any) -> None:
+    rows = [
+        {"prompt": "x" * 190, "completions": ["yes", "no"], "ranks": [0, 1]},
+        {"prompt": "y", "completions": ["z" * 190, "w" * 190], "ranks": [0, 1]},
+    ]
+    data = read_labelled(rows, tokenizer)
+    assert data.texts.lengths.max() + 150 > tokenizer.max_length
+    assert data.mismatched.lengths.max() == tokenizer.max_length
+    assert (data.mismatched.lengths > data.mismatched.begins).all()
 
 
 @pytest.mark.parametrize(
     ("read", "rows", "says"),
     [
         (read_pairs, [ROWS[2]], "none of 1 rows ranks one completion over another"),
-        (read_labelled, [ROWS[0], ROWS[2]], "1 of 2 rows rank .*; two prompts at least"),
+        (read_labelled, [ROWS[2]], "none of 1 rows ranks one completion over another"),
+        (read_labelled, [ROWS[0], ROWS[0]], "same prompt; two prompts at least"),
         (read_pairs, [{**ROWS[1], "completions": ["x" * 300, "y"]}], "exceed the context of 256"),
         (read_labelled, [ROWS[0], {**ROWS[1], "completions": [" ", "y"]}], "response is empty"),
     ],
@@ -137,24 +177,22 @@ def test_what_losses_read(context_of: Callable[..., Any], toy_model: Any) -> Non
     assert inputs.mask.tolist() == [True] * 3
 
 
-def test_mismatched_answers_for_those_who_need_them(context_of: Callable[..., Any]) -> None:
+def test_what_losses_observe(context_of: Callable[..., Any]) -> None:
     context = context_of("full")
     memory = context.memory()
     policy, reference = memory.policy(None), memory.reference(None)
     train(policy, batch_of(context.tokenizer, *ANSWERS), rate=0.1)
     data, rows = read_labelled(ROWS, context.tokenizer), torch.tensor([6, 1])
-    without = labelled_inputs(policy, reference, data, rows, mismatched=False)
-    assert without.mismatched is None and without.reference_mismatched is None
-    inputs = labelled_inputs(policy, reference, data, rows, mismatched=True)
-    assert inputs.mismatched is not None and inputs.reference_mismatched is not None
-    assert not inputs.mismatched.requires_grad
+    inputs = labelled_inputs(policy, reference, data, rows)
+    assert inputs.logprobs.requires_grad and not inputs.reference_logprobs.requires_grad
+    assert inputs.desirable.tolist() == [True, False]
+    seen = mismatched_inputs(policy, reference, data, rows)
+    assert not seen.mismatched.requires_grad
     with torch.no_grad():
         others = data.mismatched.select(rows)
-        assert torch.equal(inputs.mismatched, response_logprobs(policy, others))
-        assert torch.equal(inputs.reference_mismatched, response_logprobs(reference, others))
-    assert torch.equal(inputs.logprobs, without.logprobs)
-    assert inputs.logprobs.requires_grad
-    assert inputs.desirable.tolist() == [True, False]
+        assert torch.equal(seen.mismatched, response_logprobs(policy, others))
+        assert torch.equal(seen.reference_mismatched, response_logprobs(reference, others))
+    assert seen.mask.tolist() == [True, True]
 
 
 class Source:

@@ -177,9 +177,7 @@ def ppo_of(policy: Any, options: PPOPtxOptions, **others: Any) -> PPOPtx:
         "policy_loss": PPOClip(ClipOptions()),
         "engine": Single(SingleOptions()),
         "optimizer": Recorder(groups, max_gradient_norm=None),
-        "beta": Beta(
-            options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl, {}), OneProcess()
-        ),
+        "beta": Beta(options.kl.coef, FixedKL(FixedKLOptions()), KLLimit(options.kl), OneProcess()),
         "normalizers": Normalizers(),
         "critic": CriticPart(value, ClippedValue(ClipOptions()), options.critic.coef, normalizer),
     }

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.scoring import load_models, score, try_out
-from rlhf_kit.interfaces import Context, RewardFn, Sampler, StageRun, Stateful
+from rlhf_kit.interfaces import Context, RewardFn, Sampler, StageRun
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.journal import Journal
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit_evaluation.options import BestOfNOptions
 
 
@@ -95,9 +96,9 @@ class BestOfN:
             load_models(reward, memory)
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
         done, endings, key = Journal(), Endings(run), run.key("sample")
-        state: dict[str, Stateful] = {"scores": done}
         parts = {"gold": self._gold, **self._proxies}
-        state |= {f"reward {n}": p for n, p in parts.items() if isinstance(p, Stateful)}
+        rewards = {f"reward {name}": part for name, part in parts.items()}
+        state = stateful(scores=done, sampler=self._sampler, **rewards)
         for step in run.steps(len(self._prompts), state, unit="prompt"):
             prompts = self._prompts.batch(torch.tensor([step])).repeat(o.samples_per_prompt)
             found: dict[str, list[float]] = {name: [] for name in parts}

@@ -59,10 +59,12 @@ class Evaluate:
         )
         self._sampler: Sampler = context.build(options.sampling.sampler)
         self._gold: RewardFn = context.build(options.gold)
-        try_out(self._gold, self._prompts.rows)
+        try_out(self._gold, self._prompts.rows, "gold")
         self._reward: RewardFn | None = (
             None if options.reward is None else context.build(options.reward)
         )
+        if self._reward is not None:
+            try_out(self._reward, self._prompts.rows)
         self._texts = self._held_out()
 
     def _held_out(self) -> Texts | None:

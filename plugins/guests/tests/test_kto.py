@@ -9,7 +9,7 @@ import torch
 from rlhf_kit_guests.kto import KTO
 from rlhf_kit_guests.options import KTOOptions
 
-from rlhf_kit.types import LabelledInputs, Masked
+from rlhf_kit.types import LabelledInputs, Masked, MismatchedInputs
 
 UNEVEN = KTOOptions(beta=0.3, desirable=1.0, undesirable=1.5)
 
@@ -20,25 +20,24 @@ def test_conforms(check_labelled_loss, options: KTOOptions, seed: int) -> None:
     check_labelled_loss(KTO(options), needs={"mismatched"}, seed=seed)
 
 
-def inputs_of(gains: list[float], crossed: list[float], good: list[bool]) -> LabelledInputs:
-    """What has been gained on the reference, of answers and of mismatched ones; all count."""
+def judged(gains: list[float], good: list[bool]) -> LabelledInputs:
+    """What answers have gained on the reference; all count."""
     one = torch.full((len(gains),), -8.0)
-    return LabelledInputs(
-        one + torch.tensor(gains),
-        one,
-        torch.tensor(good),
-        torch.full((len(gains),), 4),
-        torch.ones(len(gains), dtype=torch.bool),
-        one + torch.tensor(crossed),
-        one,
-    )
+    count, mask = torch.full((len(gains),), 4), torch.ones(len(gains), dtype=torch.bool)
+    return LabelledInputs(one + torch.tensor(gains), one, torch.tensor(good), count, mask)
+
+
+def crossed(gains: list[float]) -> MismatchedInputs:
+    """The same of mismatched answers."""
+    one = torch.full((len(gains),), -8.0)
+    return MismatchedInputs(one + torch.tensor(gains), one, torch.ones_like(one).bool())
 
 
 def test_by_hand() -> None:
     """Gains 2 and 2 at z = 1: sigmoid(1) of the desirable answer, sigmoid(-1) of the other."""
     loss = KTO(KTOOptions(beta=1.0, undesirable=2.0))
-    inputs = inputs_of([2.0, 2.0], [3.0, -1.0], [True, False])
-    output = loss(inputs, loss.observe(inputs))
+    inputs = judged([2.0, 2.0], [True, False])
+    output = loss(inputs, loss.observe(crossed([3.0, -1.0])))
     assert output.total.item() == pytest.approx((1 - 0.731059) + 2 * (1 - 0.268941), abs=1e-5)
     assert output.stats["kl"].item() == 2  # of two answers
     assert output.stats["gain"].item() == 0
@@ -46,8 +45,8 @@ def test_by_hand() -> None:
 
 
 def test_a_kl_is_not_negative() -> None:
-    loss, inputs = KTO(KTOOptions(beta=1.0)), inputs_of([0.0, 0.0], [-3.0, 1.0], [True, False])
-    output = loss(inputs, loss.observe(inputs))
+    loss = KTO(KTOOptions(beta=1.0))
+    output = loss(judged([0.0, 0.0], [True, False]), loss.observe(crossed([-3.0, 1.0])))
     assert output.total.item() == pytest.approx(1.0)  # two halves, at z = 0 rather than -1
     assert output.stats["kl"].item() == 0
 
@@ -64,7 +63,7 @@ def test_against_loops(seed: int) -> None:
     good, mask = torch.rand(9, generator=generator) < 0.5, torch.arange(9) != 4
     tokens = torch.randint(1, 9, (9,), generator=generator)
     given[2] = given[3] + 2 * torch.rand(9, generator=generator)  # z is not clamped to 0
-    new, crossed = given[0].clone().requires_grad_(), given[2].clone().requires_grad_()
+    new, other = given[0].clone().requires_grad_(), given[2].clone().requires_grad_()
 
     def part(rows: slice) -> LabelledInputs:
         return LabelledInputs(
@@ -73,16 +72,18 @@ def test_against_loops(seed: int) -> None:
             good[rows],
             tokens[rows],
             mask[rows],
-            crossed[rows],
-            given[3][rows],
         )
 
-    loss, parts = KTO(UNEVEN), [part(slice(0, 4)), part(slice(4, 9))]
+    loss, halves = KTO(UNEVEN), [slice(0, 4), slice(4, 9)]
+    parts = [part(rows) for rows in halves]
     with torch.no_grad():
-        seen = [loss.observe(each) for each in parts]
+        seen = [
+            loss.observe(MismatchedInputs(other[rows], given[3][rows], mask[rows]))
+            for rows in halves
+        ]
     observed = {name: torch.stack([each[name] for each in seen]).sum() for name in seen[0]}
     total = torch.stack([loss(each, observed).total for each in parts]).sum()
-    slope, unpulled = torch.autograd.grad(total, [new, crossed], allow_unused=True)
+    slope, unpulled = torch.autograd.grad(total, [new, other], allow_unused=True)
     z = sum((given[2][i] - given[3][i]).item() for i in range(9) if mask[i]) / 8
     wanted, slopes = 0.0, []
     for i in range(9):

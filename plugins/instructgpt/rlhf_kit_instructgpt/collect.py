@@ -10,12 +10,13 @@ import torch
 from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.scoring import load_models, try_out_labeler
 from rlhf_kit.errors import DataError
-from rlhf_kit.interfaces import Context, Labeler, Sampler, StageRun, Stateful, Tokenizer
+from rlhf_kit.interfaces import Context, Labeler, Sampler, StageRun, Tokenizer
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.journal import Journal, in_chunks
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.types import Row, Samples
 from rlhf_kit_instructgpt.options import CollectOptions
 
@@ -54,9 +55,7 @@ class Collect:
         policy = memory.policy(self._context.artifact(o.start), trainable=False)
         size = max(1, o.sampling.batch_size // o.completions)
         done, endings, key = Journal(), Endings(run), run.key("sample")
-        state: dict[str, Stateful] = {"rows": done}
-        if isinstance(self._labeler, Stateful):
-            state["labeler"] = self._labeler
+        state = stateful(rows=done, labeler=self._labeler, sampler=self._sampler)
         for chunk in in_chunks(run, len(self._prompts), size, state, unit="prompt"):
             prompts = self._prompts.batch(torch.tensor(chunk)).repeat(o.completions)
             found = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
@@ -87,7 +86,8 @@ class Collect:
         why = "empty, ending too early when read again, or of a prompt that is left out"
         used.note(total - kept, total, "completions", why)
         used.tell(run)
-        return {"prompts": len(done), "completions": o.completions, **used.summary()}
+        left_out = self._left_out | used
+        return {"prompts": len(done), "completions": o.completions, **left_out.summary()}
 
 
 def _reads_back(tokenizer: Tokenizer, text: str, finished: bool) -> bool:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.observed import observed
-from rlhf_kit.interfaces import Loss, ObservingLoss, Term
+from rlhf_kit.interfaces import AnyLoss, Term
 from rlhf_kit.types import Comparisons, PreferenceInputs, Ranked
 
 
 def fit_probe(
     features: Tensor,
     batch: Comparisons,
-    loss: Loss[PreferenceInputs, Ranked] | ObservingLoss[PreferenceInputs, Ranked],
+    loss: AnyLoss[PreferenceInputs, Ranked],
     l2: float,
 ) -> tuple[Tensor, float]:
     """Minimise mean loss + l2/2 |w|^2 over a linear score of standardised features.

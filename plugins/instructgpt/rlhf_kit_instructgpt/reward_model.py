@@ -11,10 +11,9 @@ from torch import Tensor
 
 from rlhf_kit.engine.held_out import held_out_loss
 from rlhf_kit.interfaces import (
+    AnyLoss,
     Context,
     DropsRows,
-    Loss,
-    ObservingLoss,
     RewardModel,
     StageRun,
     Term,
@@ -51,16 +50,13 @@ from rlhf_kit_instructgpt.probe import fit_probe
 _PROOF_TEXTS = 8
 
 
-AnyLoss = Loss[PreferenceInputs, Ranked] | ObservingLoss[PreferenceInputs, Ranked]
-
-
 class RewardModelStage:
     """arXiv:2203.02155, section 3.5: every completion once, all pairs of a prompt together."""
 
     def __init__(self, options: RewardModelOptions, context: Context) -> None:
         self._options, self._context = options, context
         self._source = context.build(options.comparisons)
-        self._loss: AnyLoss = context.build(options.loss)
+        self._loss: AnyLoss[PreferenceInputs, Ranked] = context.build(options.loss)
         self._term = Term(self._loss, lambda inputs: Ranked(inputs.ranks, inputs.mask))
         self._demonstrations: Texts | None = None
         if options.demonstrations is not None:

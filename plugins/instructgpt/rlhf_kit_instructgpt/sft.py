@@ -17,7 +17,6 @@ from rlhf_kit.interfaces import (
     RewardFn,
     Sampler,
     StageRun,
-    Stateful,
     Term,
 )
 from rlhf_kit.stagekit.batches import answered, held_out_blocks, text_blocks
@@ -27,6 +26,7 @@ from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.stagekit.streams import TextStream
 from rlhf_kit.types import NllInputs, TextBatch, Texts
 from rlhf_kit_instructgpt.options import SFTOptions
@@ -99,19 +99,20 @@ class SFT:
             cost = self._cost(self.judge(policy, run, endings))
             # Scores are of a few samples: by luck the untrained model could be the best.
             best.offer(cost) if self._reward is None else best.start(cost)
-        state: dict[str, Any] = {
-            "policy": policy,
-            "optimizer": optimizer,
-            "cycle": cycle,
-            "best": best,
-        }
         stream = None
         if self._blocks is not None:
             share = self._mixed / self._size
             stream = TextStream(self._blocks, share, o.micro_batch, run.generator)
-            state["pretraining"] = stream
-        if isinstance(self._reward, Stateful):
-            state["reward"] = self._reward
+        state = stateful(
+            policy=policy,
+            optimizer=optimizer,
+            cycle=cycle,
+            best=best,
+            loss=self._term.loss,
+            pretraining=stream,
+            sampler=self._sampler,
+            reward=self._reward,
+        )
         for step in run.steps(total, state):
             batch = self._train.select(cycle.next())
             rows = list(batch.split(o.micro_batch))
@@ -135,7 +136,8 @@ class SFT:
         policy.save(run.folder)
         sign = -1.0 if self._reward is not None else 1.0
         name = "validation_score" if self._reward is not None else "validation_loss"
-        return {name: {"start": sign * best.first, "best": sign * best.value}}
+        found = {"start": sign * best.first, "best": sign * best.value}
+        return {name: found, **self._left_out.summary()}
 
     def _cost(self, found: dict[str, float]) -> float:
         """What the kept checkpoint has least of."""

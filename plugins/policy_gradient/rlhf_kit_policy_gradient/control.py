@@ -87,30 +87,28 @@ class AdaptivePtx:
 class KLLimit:
     """Ends the training, or takes it back, when the KL of a rollout passes a bound.
 
-    Args:
-        options: the bound and what to do.
-        parts: what is taken back.
+    ``parts`` are what a rollout changes: all that is taken back.
     """
 
-    def __init__(self, options: KLOptions, parts: Mapping[str, Stateful]) -> None:
+    def __init__(self, options: KLOptions) -> None:
         self._options = options
-        self._good = Snapshot(parts)  # as they were at the last rollout within bounds
+        self._good = Snapshot()  # of the parts at the last rollout within bounds
         self.rollbacks = 0
 
-    def check(self, kl: float) -> Verdict:
+    def check(self, kl: float, parts: Mapping[str, Stateful]) -> Verdict:
         """Judge a rollout before it is learned from; keep what gave it if it may be needed."""
         o = self._options
         if o.limit is None:
             return "go on"
         if kl <= o.limit:
             if o.on_limit == "rollback":
-                self._good.take()
+                self._good.take(parts)
             return "go on"
         return "rollback" if o.on_limit == "rollback" and self._good else "stop"
 
-    def take_back(self, coefficient: float) -> float:
+    def take_back(self, coefficient: float, parts: Mapping[str, Stateful]) -> float:
         """Put the last parts within the bound back; the coefficient to go on with."""
-        self._good.restore()
+        self._good.restore(parts)
         self.rollbacks += 1
         return coefficient * self._options.rollback_factor
 

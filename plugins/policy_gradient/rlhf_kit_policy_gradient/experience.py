@@ -7,11 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import Normalizer
 from rlhf_kit.ops.kl import kl_penalised_rewards
 from rlhf_kit.ops.sequence import last_index, with_place_after_end
 from rlhf_kit.types import Experience, Rollout, Samples
 from rlhf_kit_policy_gradient.options import EndOptions
+
+TOKENS_SCALED = (
+    "normalize.scores: it scales the scores of whole responses, and this reward scores tokens; use "
+    "normalize.rewards, or remove it"
+)
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,17 @@ def experience_of(
 
     arXiv:2203.02155, equation 2, with the KL spread over the tokens that cause it, as in
     openai/lm-human-preferences. The sampled k1 is the estimate whose policy gradient is exact.
+
+    Raises:
+        NumericsError: scores of tokens and a normaliser of the scores of responses.
     """
     mask = rollout.mask
     places = places_of(mask, options)
     scores = shaped_scores(rollout, options, normalizers.scores)
     tokens = rollout.token_scores
+    if tokens is not None and normalizers.scores is not None:
+        # Scaled as a whole, the tokens would keep their units and the last one pay the difference.
+        raise NumericsError(TOKENS_SCALED)
     at_end = scores if tokens is None else scores - rollout.scores
     rewards = kl_penalised_rewards(
         at_end,

@@ -35,8 +35,8 @@ class KLOptions(Options):
         "reward",
         description="reward: the sampled log-ratio is taken off each token's reward, whose policy "
         "gradient is exact; loss: an estimate of the KL is added to the policy's loss, as GRPO "
-        "does (arXiv:2402.03300, equation 3), which leaves out what a token does to the KL of "
-        "those after it",
+        "does (arXiv:2402.03300, equation 3; here a mean over tokens, there over answers first), "
+        "which leaves out what a token does to the KL of those after it",
     )
     estimate: Literal["k2", "k3"] = Field(
         "k3",
@@ -61,8 +61,9 @@ class KLOptions(Options):
 
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
-        if self.place != "loss":
-            unread["estimate"] = 'place is "reward"; set place: loss'
+        if self.place != "loss" or self.coef == 0:
+            why = "coef is 0" if self.coef == 0 else 'place is "reward"; set place: loss'
+            unread["estimate"] = why
         if self.limit is None:
             unread |= dict.fromkeys(("on_limit", "rollback_factor"), "limit is null; set one")
         elif self.on_limit == "stop":
@@ -231,6 +232,11 @@ class PPOPtxOptions(PromptOptions):
         if "own_normalization" in estimator.needs and self.normalize.advantages is not None:
             why = f"advantage {estimator.name!r} normalises its advantages itself"
             unread["normalize.advantages"] = why
+        if "scores" in estimator.needs:
+            why = f"advantage {estimator.name!r} reads scores, and no rewards of tokens"
+            unread["normalize.rewards"] = why
+            if "values" not in estimator.needs:
+                unread["end.score_at"] = why
         return unread
 
     def problems(self) -> Mapping[str, str]:
@@ -249,12 +255,16 @@ class PPOPtxOptions(PromptOptions):
             )
         found |= self._unread_kl()
         if "whole_groups" in self.policy_loss.component.needs:
-            for key, rows in (("minibatch", self.minibatch), ("micro_batch", self.micro_batch)):
-                if rows < each:
-                    found[key] = (
-                        f"policy_loss {self.policy_loss.component.name!r} needs all {each} "
-                        "responses to a prompt together; set at least so many"
-                    )
+            who = f"policy_loss {self.policy_loss.component.name!r}"
+            if self.minibatch % each:
+                found["minibatch"] = (
+                    f"{self.minibatch} responses cannot be divided by samples_per_prompt {each}, "
+                    f"and {who} needs all responses to a prompt together"
+                )
+            if self.micro_batch < each:
+                found["micro_batch"] = (
+                    f"{who} needs all {each} responses to a prompt together; set at least so many"
+                )
         return found
 
     def _unread_kl(self) -> dict[str, str]:
@@ -262,13 +272,16 @@ class PPOPtxOptions(PromptOptions):
         estimator, loss, kl = self.advantage.component, self.policy_loss.component, self.kl
         if kl.coef == 0:
             return {}
-        if "own_kl" in loss.needs and kl.place == "loss":
-            why = f"policy_loss {loss.name!r} has the KL in it already; set 0"
-            return {"kl.coef": f"is {kl.coef}, and {why}"}
+        if "own_kl" in loss.needs:
+            return {
+                "kl.coef": f"is {kl.coef}, and policy_loss {loss.name!r} has a KL of its own in "
+                "it, which would be paid twice; set 0, and weigh it there"
+            }
         if "scores" in estimator.needs and kl.place != "loss":
-            why = f"advantage {estimator.name!r} reads scores, in which there is no KL"
-            ways = "set 0" if "own_kl" in loss.needs else "set kl.place: loss, or 0"
-            return {"kl.coef": f"is {kl.coef}, and {why}; {ways}"}
+            return {
+                "kl.coef": f"is {kl.coef}, and advantage {estimator.name!r} reads scores, in which "
+                "there is no KL; set kl.place: loss, or 0"
+            }
         return {}
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from rlhf_kit.engine.ema import WeightAverage
 from rlhf_kit.interfaces import (
     AdvantageEstimator,
+    AnyLoss,
     Engine,
     InvertibleNormalizer,
-    Loss,
-    ObservingLoss,
     Optimizer,
     Policy,
     Reference,
@@ -38,7 +37,7 @@ class CriticPart:
     """The critic and how it learns; with a normaliser it learns normalised returns."""
 
     model: ValueHead
-    loss: Loss[ValueLossInputs, Masked] | ObservingLoss[ValueLossInputs, Masked]
+    loss: AnyLoss[ValueLossInputs, Masked]
     coef: float
     normalizer: InvertibleNormalizer | None = None
 
@@ -48,7 +47,7 @@ class PtxPart:
     """The pretraining mix."""
 
     texts: TextStream
-    loss: Loss[NllInputs, Masked] | ObservingLoss[NllInputs, Masked]
+    loss: AnyLoss[NllInputs, Masked]
     gamma: Gamma
 
 
@@ -64,9 +63,7 @@ class PPOParts:
     endings: Endings
     reward: RewardFn
     advantage: AdvantageEstimator
-    policy_loss: (
-        Loss[PolicyLossInputs, SampledUnits] | ObservingLoss[PolicyLossInputs, SampledUnits]
-    )
+    policy_loss: AnyLoss[PolicyLossInputs, SampledUnits]
     optimizer: Optimizer
     beta: Beta
     normalizers: Normalizers
@@ -75,27 +72,32 @@ class PPOParts:
     ema: WeightAverage | None = None
     whole_groups: bool = False  # a micro-batch keeps the responses to a prompt together
 
-    def state(self) -> dict[str, Stateful]:
-        """Everything a checkpoint must hold; a reward or an estimator may have state too."""
+    def learned(self) -> dict[str, Stateful]:
+        """What a rollout that is learned from changes, and a rollback takes back."""
         critic, ptx, normalizers = self.critic, self.ptx, self.normalizers
-        found = stateful(
+        return stateful(
             policy=self.policy,
-            prompts=self.prompts,
-            sampler=self.sampler,
-            reward=self.reward,
+            optimizer=self.optimizer,
+            ema=self.ema,
             advantage=self.advantage,
             policy_loss=self.policy_loss,
-            optimizer=self.optimizer,
-            beta=self.beta,
             score_normalizer=normalizers.scores,
             reward_normalizer=normalizers.rewards,
             advantage_normalizer=normalizers.advantages,
-            ema=self.ema,
+            critic=None if critic is None else critic.model,
+            value_loss=None if critic is None else critic.loss,
+            value_normalizer=None if critic is None else critic.normalizer,
+            ptx_loss=None if ptx is None else ptx.loss,
         )
-        if critic is not None:
-            found |= stateful(
-                critic=critic.model, value_loss=critic.loss, value_normalizer=critic.normalizer
-            )
-        if ptx is not None:
-            found |= stateful(texts=ptx.texts, ptx_loss=ptx.loss, gamma=ptx.gamma)
-        return found
+
+    def state(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold; a reward or an estimator may have state too."""
+        ptx = self.ptx
+        return self.learned() | stateful(
+            prompts=self.prompts,
+            sampler=self.sampler,
+            reward=self.reward,
+            beta=self.beta,
+            texts=None if ptx is None else ptx.texts,
+            gamma=None if ptx is None else ptx.gamma,
+        )

@@ -66,14 +66,15 @@ class PPOPtx:
         figures = self.watch_text(step)
         rollout = self.score(self.sample(self.parts.prompts.next(), run.key("sample", step)))
         run.rollout_collected(step, rollout)
-        verdict = beta.judge(rollout)
+        verdict = beta.judge(rollout, self.parts.learned())
         experience = self.experience(rollout)
         targets = self.credit(experience)
         stats = self.update(rollout, targets, run.generator) if verdict == "go on" else []
-        figures |= beta.settle(verdict, rollout)
+        figures |= beta.settle(verdict, rollout, self.parts.learned())
         metrics = step_metrics(rollout, experience, targets, stats, figures, world)
         metrics |= self.clock.metrics()
-        run.end_step(step, metrics, step_line(step, self.options.steps, metrics, verdict))
+        line = step_line(step, self.options.steps, metrics, verdict, beta.coefficient)
+        run.end_step(step, metrics, line)
         return verdict
 
     @timed("perplexity")
@@ -99,6 +100,12 @@ class PPOPtx:
     @torch.no_grad()
     def score(self, chunks: Sequence[Samples]) -> Rollout:
         """What the updates hold fixed, role by role: the policy, its reference, critic, reward."""
+        # A trunk that is dropped is computed once for all roles, and is gone before the next one.
+        drop = self.options.trunk == "drop"
+        together = [[chunk] for chunk in chunks] if drop else [chunks]
+        return Rollout.join([self._scored(chunks) for chunks in together])
+
+    def _scored(self, chunks: Sequence[Samples]) -> Rollout:
         parts = self.parts
         chunks = [self._at_rest(parts.policy.encode(chunk)) for chunk in chunks]
         own = [self._account(chunk) for chunk in chunks]  # the policy, and the critic beside it
@@ -191,7 +198,7 @@ class PPOPtx:
         """The losses of a rollout: the policy's, the KL where it is one, the critic's."""
         parts, kl = self.parts, self.options.kl
         terms = {"policy": Term(parts.policy_loss, lambda batch: batch.sampled)}
-        if kl.place == "loss":
+        if kl.place == "loss" and kl.coef > 0:
             terms["kl"] = Term(KLLoss(kl), lambda batch: batch.chosen, parts.beta.coefficient)
         if parts.critic is not None:
             critic = parts.critic

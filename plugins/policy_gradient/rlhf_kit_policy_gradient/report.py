@@ -57,8 +57,10 @@ def step_metrics(
     return {**metrics, **figures}
 
 
-def step_line(step: int, total: int, metrics: Mapping[str, float], verdict: str = "go on") -> str:
-    """What a person reads about one step."""
+def step_line(
+    step: int, total: int, metrics: Mapping[str, float], verdict: str, coefficient: float
+) -> str:
+    """What a person reads about one step; ``coefficient`` is beta from here on."""
     seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
     line = (
         f"step {step + 1}/{total}  score {metrics['score']:+.3f}  kl {metrics['kl']:.2f}  "
@@ -71,5 +73,5 @@ def step_line(step: int, total: int, metrics: Mapping[str, float], verdict: str 
     if verdict == "stop":
         line += "  over kl.limit: the training ends here"
     if verdict == "rollback":
-        line += f"  over kl.limit: taken back, kl.coef is now {metrics['kl_coef']:.3g}"
+        line += f"  over kl.limit: taken back, kl.coef is now {coefficient:.3g}"
     return f"{line}  {seconds:.1f} s"

@@ -14,6 +14,7 @@ from rlhf_kit.engine.ema import WeightAverage
 from rlhf_kit.engine.optim import constant
 from rlhf_kit.engine.scoring import load_models, try_out
 from rlhf_kit.engine.seeding import GeneratorState
+from rlhf_kit.engine.world import world_mean
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import (
     Context,
@@ -23,7 +24,6 @@ from rlhf_kit.interfaces import (
     Policy,
     Reference,
     StageRun,
-    Stateful,
 )
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.batches import held_out_blocks, text_blocks
@@ -31,10 +31,11 @@ from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sampling_of
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 from rlhf_kit.types import Texts
 from rlhf_kit_policy_gradient.control import KLLimit
-from rlhf_kit_policy_gradient.experience import Normalizers
+from rlhf_kit_policy_gradient.experience import TOKENS_SCALED, Normalizers
 from rlhf_kit_policy_gradient.gate import Setup, check_setup
 from rlhf_kit_policy_gradient.options import CriticOptions, PPOPtxOptions, PtxOptions
 from rlhf_kit_policy_gradient.parts import CriticPart, PPOParts, PtxPart
@@ -53,7 +54,10 @@ class PPOPtxStage:
         )
         self._sampler = context.build(options.sampling.sampler)
         self._reward = context.build(options.reward)
-        try_out(self._reward, self._prompts.rows)
+        tried = try_out(self._reward, self._prompts.rows)
+        scaled = options.normalize.scores
+        if scaled is not None and tried is not None and tried.tokens is not None:
+            raise RecipeError(f"{scaled.where}: {scaled.key}: {TOKENS_SCALED}")
         self._advantage = context.build(options.advantage)
         self._policy_loss = context.build(options.policy_loss)
         self._whole_groups = "whole_groups" in options.policy_loss.component.needs
@@ -101,6 +105,7 @@ class PPOPtxStage:
         algorithm = PPOPtx(parts, o)
         steps = algorithm.run(run)
         summary: dict[str, Any] = {"steps": steps, "kl_coef": parts.beta.coefficient}
+        summary |= self._left_out.summary()
         if o.kl.limit is not None:
             summary |= {"stopped": steps < o.steps, "rollbacks": parts.beta.limit.rollbacks}
         if parts.ema is not None:
@@ -128,18 +133,6 @@ class PPOPtxStage:
         steps = o.steps * o.inner_epochs * each
         optimizer = engine.optimizer(groups, o.optimizer, steps)
         ema = None if o.ema is None else WeightAverage(parameters, optimizer, o.ema)
-        normalizers = self._normalizers
-        taken_back: dict[str, Any] = {
-            "policy": policy,
-            "optimizer": optimizer,
-            "ema": ema,
-            "score_normalizer": normalizers.scores,
-            "reward_normalizer": normalizers.rewards,
-            "advantage_normalizer": normalizers.advantages,
-        }
-        if critic is not None:
-            taken_back |= {"critic": critic.model, "value_normalizer": critic.normalizer}
-        stateful = {name: part for name, part in taken_back.items() if isinstance(part, Stateful)}
         return PPOParts(
             engine=engine,
             policy=policy,
@@ -153,8 +146,8 @@ class PPOPtxStage:
             advantage=self._advantage,
             policy_loss=self._policy_loss,
             optimizer=optimizer,
-            beta=Beta(o.kl.coef, self._kl_controller, KLLimit(o.kl, stateful), engine.world),
-            normalizers=normalizers,
+            beta=Beta(o.kl.coef, self._kl_controller, KLLimit(o.kl), engine.world),
+            normalizers=self._normalizers,
             critic=critic,
             ptx=None if self._mix is None else self._mix.part(run),
             ema=ema,
@@ -164,14 +157,13 @@ class PPOPtxStage:
     def _check(
         self, run: StageRun, policy: Policy, reference: Reference, *, same_reference: bool
     ) -> None:
-        """The gate; puts all randomness and the reward's state back, so that it changes nothing."""
+        """The gate; puts back all randomness and what it has asked, so that it changes nothing."""
         o = self._options
         # No more rows at once than training puts through the model.
         few = min(GATE_PROMPTS, max(2, o.micro_batch), len(self._prompts))
         prompts = self._prompts.batch(torch.arange(few))
-        touched: dict[str, Stateful] = {"generators": GeneratorState(run.generator)}
-        if isinstance(self._reward, Stateful):
-            touched["reward"] = self._reward
+        generators = GeneratorState(run.generator)
+        touched = stateful(generators=generators, reward=self._reward, sampler=self._sampler)
         before = copy.deepcopy({name: part.state_dict() for name, part in touched.items()})
         setup = Setup(
             policy,
@@ -191,12 +183,12 @@ class PPOPtxStage:
 
     def _both(self, algorithm: PPOPtx, run: StageRun, ema: WeightAverage) -> dict[str, Any]:
         """Score and KL of the averaged weights and of the last ones, on the same prompts."""
-        prompts = algorithm.parts.prompts.next()
+        prompts, world = algorithm.parts.prompts.next(), self._context.world
 
         def measured() -> dict[str, float]:
             rollout = algorithm.score(algorithm.sample(prompts, run.key("average")))
             kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)
-            return {"score": rollout.scores.mean().item(), "kl": kl.mean().item()}
+            return {"score": world_mean(world, rollout.scores), "kl": world_mean(world, kl)}
 
         last = measured()
         with ema.applied():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,26 +32,29 @@ class Beta:
         self.coefficient, self.limit = coefficient, limit
         self._controller, self._world = controller, world
 
-    def judge(self, rollout: Rollout) -> Verdict:
-        """Before a rollout is learned from: whether it may be."""
-        return self.limit.check(self._kl(rollout))
+    def judge(self, rollout: Rollout, learned: Mapping[str, Stateful]) -> Verdict:
+        """Before a rollout is learned from: whether it may be. ``learned`` may be taken back."""
+        return self.limit.check(self._kl(rollout), learned)
 
-    def settle(self, verdict: Verdict, rollout: Rollout) -> dict[str, float]:
-        """After it: take back what went too far, or let the controller see the KL.
+    def settle(
+        self, verdict: Verdict, rollout: Rollout, learned: Mapping[str, Stateful]
+    ) -> dict[str, float]:
+        """After it: take ``learned`` back where it went too far, or let the controller see the KL.
 
-        The figures are those that hold for this rollout.
+        The coefficient among the figures is the one that this rollout was judged with.
 
         Raises:
             NumericsError: the coefficient is 0: the same rollout would come back for ever.
         """
+        figures = {"kl_coef": self.coefficient}
         if verdict == "rollback":
             if self.coefficient == 0:
                 raise NumericsError(
                     "kl.limit: the KL is over its bound and the coefficient is 0, which no factor "
                     "raises; start from a larger kl.coef, or set kl.on_limit: stop"
                 )
-            self.coefficient = self.limit.take_back(self.coefficient)
-        figures = {"kl_coef": self.coefficient, "rollbacks": float(self.limit.rollbacks)}
+            self.coefficient = self.limit.take_back(self.coefficient, learned)
+        figures["rollbacks"] = float(self.limit.rollbacks)
         if verdict != "stop":
             rows = int(self._world.sum(torch.tensor(len(rollout.samples))))
             self.coefficient = self._controller(self.coefficient, self._kl(rollout), rows)

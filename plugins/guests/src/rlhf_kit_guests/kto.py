@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from rlhf_kit.stagekit import (
     every_row,
     fit,
     labelled_inputs,
+    mismatched_inputs,
     read_labelled,
 )
-from rlhf_kit.types import LabelledInputs, LossOutput, Masked
+from rlhf_kit.types import LabelledInputs, LossOutput, Masked, MismatchedInputs
 from rlhf_kit_guests.options import KTOOptions, KTOStageOptions
 
 
@@ -35,8 +37,7 @@ class KTO:
     def count(self, units: Masked) -> Tensor:
         return units.mask.sum()
 
-    def observe(self, inputs: LabelledInputs) -> Mapping[str, Tensor]:
-        assert inputs.mismatched is not None and inputs.reference_mismatched is not None
+    def observe(self, inputs: MismatchedInputs) -> Mapping[str, Tensor]:
         gap = torch.where(inputs.mask, inputs.mismatched - inputs.reference_mismatched, 0.0)
         return {"gap": gap.sum(), "rows": inputs.mask.sum().float()}
 
@@ -58,23 +59,25 @@ class KTOStage:
         self._options, self._context = options, context
         self._loss, source = context.build(options.loss), context.build(options.comparisons)
         self._answers = by_split(source, lambda rows: read_labelled(rows, context.tokenizer))
-        self._crossed = "mismatched" in options.loss.component.needs
 
     def run(self, run: StageRun) -> dict[str, Any]:
         context, o = self._context, self._options
         train, held_out = self._answers("train"), self._answers("validation")
         memory, start = context.memory(), context.artifact(o.start)
         policy, reference = memory.policy(start), memory.reference(start)
+        term = Term(self._loss, every_row)
+        if "mismatched" in o.loss.component.needs:
+            term = replace(
+                term, observed=lambda rows: mismatched_inputs(policy, reference, train, rows)
+            )
         found = fit(
             run,
             context.engine,
             policy,
             o,
-            train.texts.lengths,
-            {"kto": Term(self._loss, every_row)},
-            lambda rows: {
-                "kto": labelled_inputs(policy, reference, train, rows, mismatched=self._crossed)
-            },
+            train.lengths,
+            {"kto": term},
+            lambda rows: {"kto": labelled_inputs(policy, reference, train, rows)},
             lambda: self._judge(policy, reference, held_out),
             "gap",
         )
@@ -85,7 +88,7 @@ class KTOStage:
     def _judge(self, policy: Policy, reference: Reference, data: Labelled) -> dict[str, float]:
         """In nats: what desirable answers have gained more than the others."""
         inputs = [
-            labelled_inputs(policy, reference, data, rows, mismatched=False)
+            labelled_inputs(policy, reference, data, rows)
             for rows in data.split(self._options.micro_batch)
         ]
         gain = torch.cat([x.logprobs - x.reference_logprobs for x in inputs])
