@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rlhf_kit.engine.seeding import randomness_kept
+from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Observer
 from rlhf_kit.types import Rollout
 
@@ -16,11 +19,28 @@ if TYPE_CHECKING:
     from rlhf_kit.recipe import Recipe
 
 
+class _Meddled(Exception):
+    """An observer has changed what it was shown."""
+
+
+def _written(value: Any, name: str) -> Iterator[tuple[str, int]]:
+    """How often each tensor of a rollout has been written to, by its name."""
+    if isinstance(value, Tensor) and not value.is_inference():
+        yield name, value._version
+    elif is_dataclass(value):
+        for item in fields(value):
+            yield from _written(getattr(value, item.name), f"{name}.{item.name}")
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _written(each, f"{name}.{key}")
+
+
 class Observers(Observer):
     """Passes every event on to each observer.
 
     One that fails is reported once, by name; neither the run nor another observer notices. What an
-    observer draws from the global generators is put back, since it may not change a result.
+    observer draws from the global generators is put back, since it may not change a result; one
+    that writes into a rollout stops the run.
 
     Args:
         observers: by the names that the recipe gives them.
@@ -44,7 +64,16 @@ class Observers(Observer):
         self._tell(lambda observer: observer.stage_ended(stage, folder, dict(summary)))
 
     def rollout_collected(self, stage: str, step: int, rollout: Rollout) -> None:
-        self._tell(lambda observer: observer.rollout_collected(stage, step, rollout))
+        def look(observer: Observer) -> None:
+            before = dict(_written(rollout, "rollout"))
+            try:
+                observer.rollout_collected(stage, step, rollout)
+            finally:
+                changed = [k for k, v in _written(rollout, "rollout") if before.get(k) != v]
+                if changed:
+                    raise _Meddled(changed[0])
+
+        self._tell(look)
 
     def step_ended(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._tell(lambda observer: observer.step_ended(stage, step, dict(metrics)))
@@ -59,6 +88,11 @@ class Observers(Observer):
                     event(observer)
             except KeyboardInterrupt:
                 raise
+            except _Meddled as meddled:
+                raise PluginError(
+                    f"observer {name!r} wrote into {meddled}, from which is learned; an observer "
+                    "may look and change nothing: clone it first"
+                ) from None
             except BaseException as error:  # sys.exit is no reason to end a run either
                 if name not in self._reported:
                     self._reported.add(name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rlhf_kit.errors import PluginError, did_you_mean
 from rlhf_kit.types import Rollout
 
 if TYPE_CHECKING:
@@ -29,8 +30,19 @@ class Observer:
     """Told of what happens in a run. Look, do not change.
 
     Each event does nothing here: an observer subclasses this and writes those that it wants. An
-    exception is reported once and stops nothing; KeyboardInterrupt stops the run.
+    exception is reported once and stops nothing; KeyboardInterrupt stops the run, and so does
+    writing into what is shown.
     """
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a method that is nearly called like an event, and would never be told anything."""
+        super().__init_subclass__()
+        events = [name for name in vars(Observer) if not name.startswith("_")]
+        for name, found in vars(cls).items():
+            if callable(found) and not name.startswith("_") and name not in events:
+                near = did_you_mean(name, events, cutoff=0.85)
+                if near:
+                    raise PluginError(f"observer {cls.__name__}: there is no event {name!r}{near}")
 
     def run_started(self, folder: Path, recipe: Recipe) -> None:
         """A run begins, or goes on, in ``folder``."""

@@ -36,7 +36,7 @@ from rlhf_kit.testing.compare import (
 )
 from rlhf_kit.testing.inputs import made_up_experience
 from rlhf_kit.testing.losses import map_places, map_rows
-from rlhf_kit.testing.sentences import named, require
+from rlhf_kit.testing.sentences import declared, named, require
 from rlhf_kit.testing.toy import made_up_samples
 from rlhf_kit.types import Advantages, Experience, Samples
 
@@ -145,9 +145,11 @@ def check_advantage(
     the experience is not written to. The rewards come in groups of three responses to one prompt,
     the members of a group apart from each other, and most rows have a place after their end.
     ``needs`` are its component's: without "values" it gets ``values=None``, and with it other
-    values must give something else.
+    values must give something else; only with "scores" may it leave the rewards unread, and only
+    with "groups" compare the responses to one prompt.
     """
     name = named(estimator)
+    declared("advantage", name, needs)
     given = _experience(torch.Generator().manual_seed(seed), with_values="values" in needs)
     whole = _credited(estimator, given, "ordinary inputs")
 
@@ -177,6 +179,31 @@ def check_advantage(
             not torch.equal(other, whole[0]),
             f'{name}: other values give the same advantages; take "values" out of its '
             "component's needs, or a critic is trained for nothing",
+        )
+    _reads_what_it_says(estimator, given, whole[0], needs)
+
+
+def _reads_what_it_says(
+    estimator: AdvantageEstimator, given: Experience, wanted: Tensor, needs: Collection[str]
+) -> None:
+    name = named(estimator)
+
+    def moved(what: str, **changed: Tensor) -> bool:
+        return not torch.equal(_credited(estimator, replace(given, **changed), what)[0], wanted)
+
+    if "scores" not in needs:
+        other = torch.where(given.places, given.rewards.flip(0) + 0.5, 0.0)
+        require(
+            moved("other rewards", rewards=other)
+            or not moved("other scores", scores=given.scores.flip(0) + 0.5),
+            f'{name}: it reads scores and no rewards; add "scores" to its component\'s needs, or '
+            "a KL penalty, which is in the rewards, is paid by nobody",
+        )
+    if "groups" not in needs:
+        require(
+            not moved("one response to each prompt", group=torch.arange(len(given.group))),
+            f'{name}: other groups give other advantages; add "groups" to its component\'s needs, '
+            "or it may meet one response to each prompt",
         )
 
 

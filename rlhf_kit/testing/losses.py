@@ -18,7 +18,7 @@ from rlhf_kit.testing.compare import (
     same,
     widened,
 )
-from rlhf_kit.testing.sentences import named, require
+from rlhf_kit.testing.sentences import declared, named, require
 from rlhf_kit.types import (
     Masked,
     NllInputs,
@@ -290,12 +290,22 @@ def check_policy_loss(loss: Checked, *, needs: Collection[str] = (), seed: int =
     """:func:`check_loss` for seam ``policy_loss``, with ratios inside and outside a clip range.
 
     Also: the first gradient goes the way of the advantages. ``needs`` are its component's: with
-    "whole_groups" micro-batches keep the responses to one prompt together.
+    "whole_groups" micro-batches keep the responses to one prompt together, and only with "own_kl"
+    may the reference matter.
     """
+    declared("policy_loss", named(loss), needs)
     check_loss(
         loss, _policy_inputs, units=_sampled, whole_groups="whole_groups" in needs, seed=seed
     )
     inputs = _policy_inputs(torch.Generator().manual_seed(seed))
+    if "own_kl" not in needs:
+        check = LossCheck(loss, "logprobs", _sampled, named(loss))
+        other = replace(inputs, reference_logprobs=inputs.reference_logprobs - 0.5)
+        require(
+            check.run(inputs).total.equal(check.run(other).total),
+            f'{named(loss)}: another reference gives another total; add "own_kl" to its '
+            "component's needs, or the KL may be paid twice",
+        )
     _pushes_the_right_way(loss, inputs)
 
 

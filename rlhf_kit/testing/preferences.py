@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_kit.testing.compare import clean_masks, finite
 from rlhf_kit.testing.losses import Checked, LossCheck, check_loss, map_rows, masked
-from rlhf_kit.testing.sentences import named, require
+from rlhf_kit.testing.sentences import declared, named, require
 from rlhf_kit.types import LabelledInputs, MismatchedInputs, PairInputs, PreferenceInputs, Ranked
 
 
@@ -107,6 +107,8 @@ def check_labelled_loss(loss: Checked, *, needs: Collection[str] = (), seed: int
 
     ``needs`` are its component's: with "mismatched" it observes ``MismatchedInputs``.
     """
+
+    declared("labelled_loss", named(loss), needs)
 
     def make(generator: torch.Generator) -> _Judged:
         logprobs, reference, other = -20 * torch.rand((3, 8), generator=generator)

@@ -163,7 +163,7 @@ def test_the_estimator_of_the_authors_page_works() -> None:
     from rlhf_kit.testing import check_advantage, made_up_experience
 
     estimator = class_of("GroupMean")(None)
-    check_advantage(estimator)
+    check_advantage(estimator, needs={"scores", "groups"})
     rewards, mask = torch.tensor([[1.0], [5.0], [2.0]]), torch.ones((3, 1), dtype=torch.bool)
     found = estimator(made_up_experience(rewards, mask, group=torch.tensor([4, 9, 4])))
     assert found.advantages.tolist() == [[-0.5], [0.0], [0.5]]

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_kit.errors import NumericsError
-from rlhf_kit.interfaces import Normalizer
+from rlhf_kit.errors import NumericsError, PluginError, RlhfKitError
+from rlhf_kit.interfaces import AdvantageEstimator, Normalizer
 from rlhf_kit.ops.kl import kl_penalised_rewards
 from rlhf_kit.ops.sequence import last_index, with_place_after_end
-from rlhf_kit.types import Experience, Rollout, Samples
+from rlhf_kit.types import Advantages, Experience, Rollout, Samples
 from rlhf_kit_policy_gradient.options import EndOptions
 
 TOKENS_SCALED = (
-    "normalize.scores: it scales the scores of whole responses, and this reward scores tokens; use "
+    "it scales the scores of whole responses, and this reward scores tokens; use "
     "normalize.rewards, or remove it"
 )
 
@@ -80,7 +80,7 @@ def experience_of(
     tokens = rollout.token_scores
     if tokens is not None and normalizers.scores is not None:
         # Scaled as a whole, the tokens would keep their units and the last one pay the difference.
-        raise NumericsError(TOKENS_SCALED)
+        raise NumericsError(f"normalize.scores: {TOKENS_SCALED}")
     at_end = scores if tokens is None else scores - rollout.scores
     rewards = kl_penalised_rewards(
         at_end,
@@ -102,3 +102,36 @@ def experience_of(
         places=places,
         group=rollout.group,
     )
+
+
+def estimated(estimator: AdvantageEstimator, experience: Experience, name: str) -> Advantages:
+    """What ``estimator`` gives, which must be what its seam promises.
+
+    Raises:
+        PluginError: it is not; ``name`` says whose it is.
+    """
+    try:
+        found = estimator(experience)
+    except RlhfKitError:
+        raise
+    except Exception as error:
+        raise PluginError(f"advantage {name!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Advantages):
+        raise PluginError(
+            f"advantage {name!r} returned {type(found).__name__}; it should return "
+            "rlhf_kit.types.Advantages"
+        )
+    shape = list(experience.mask.shape)
+    for part, x in (("advantages", found.advantages), ("returns", found.returns)):
+        if list(x.shape) != shape:
+            raise PluginError(
+                f"advantage {name!r}: {part} are of shape {list(x.shape)}, should be [B, R] = "
+                f"{shape}"
+            )
+        bad = (~torch.isfinite(x)).nonzero().tolist()
+        if bad:
+            (row, token), value = bad[0], x[tuple(bad[0])].item()
+            raise NumericsError(
+                f"advantage {name!r}: {part} are {value} at response {row}, token {token}"
+            )
+    return found

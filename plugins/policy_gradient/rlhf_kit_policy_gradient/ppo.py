@@ -30,7 +30,13 @@ from rlhf_kit.types import (
     TextBatch,
     ValueLossInputs,
 )
-from rlhf_kit_policy_gradient.experience import experience_of, normalised, places_of, with_room
+from rlhf_kit_policy_gradient.experience import (
+    estimated,
+    experience_of,
+    normalised,
+    places_of,
+    with_room,
+)
 from rlhf_kit_policy_gradient.losses import KLLoss
 from rlhf_kit_policy_gradient.options import PPOPtxOptions
 from rlhf_kit_policy_gradient.parts import PPOParts, PtxPart
@@ -145,7 +151,8 @@ class PPOPtx:
     @timed("credit")
     def credit(self, experience: Experience) -> Advantages:
         """Advantages, normalised, and returns [B, R]."""
-        found = self.parts.advantage(experience)
+        name = self.options.advantage.component.name
+        found = estimated(self.parts.advantage, experience, name)
         normalizer = self.parts.normalizers.advantages
         return Advantages(normalised(normalizer, found.advantages, experience.mask), found.returns)
 

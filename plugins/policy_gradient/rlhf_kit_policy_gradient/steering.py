@@ -55,7 +55,7 @@ class Beta:
                 )
             self.coefficient = self.limit.take_back(self.coefficient, learned)
         figures["rollbacks"] = float(self.limit.rollbacks)
-        if verdict != "stop":
+        if verdict == "go on":
             rows = int(self._world.sum(torch.tensor(len(rollout.samples))))
             self.coefficient = self._controller(self.coefficient, self._kl(rollout), rows)
         return figures

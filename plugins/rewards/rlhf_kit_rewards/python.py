@@ -24,7 +24,8 @@ class PythonReward:
     """Calls ``function`` with those of prompts, responses, rows and samples that it has parameters
 
     for. ``prompts`` and ``responses`` are lists of str, ``rows`` the source rows as dicts,
-    ``samples`` the tensors. It returns one finite number per response.
+    ``samples`` the tensors. It returns one finite number per response, or a tensor
+    [B, R] of one per token, 0 in the padding.
     """
 
     def __init__(self, options: PythonOptions) -> None:

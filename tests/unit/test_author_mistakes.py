@@ -1,0 +1,227 @@
+"""What a stranger's part does wrong in a run is refused in a line that names it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from toy_runs import metrics, one_stage, run
+from toys import environment
+from watchers import write_watcher
+
+from rlhf_kit.errors import NumericsError, PluginError, RecipeError
+from rlhf_kit.interfaces import Observer
+from rlhf_kit.types import Activations
+
+# A part of each seam that can be made wrong or stateful.
+STRANGE = """
+import torch
+import rlhf_kit
+from rlhf_kit.types import Advantages
+
+class Options(rlhf_kit.Options):
+    mistake: str = ""
+
+class Estimator:
+    def __init__(self, options):
+        self.mistake, self.rows = options.mistake, 0
+
+    def __call__(self, experience):
+        self.rows += len(experience.mask)
+        print(f"seen {self.rows}")
+        found = torch.where(experience.places, experience.rewards, 0.0)
+        if self.mistake == "shape":
+            return Advantages(found[:, :1], found)
+        if self.mistake == "nan":
+            return Advantages(found / 0, found)
+        if self.mistake == "type":
+            return found
+        if self.mistake == "raises":
+            return experience.values.sum()
+        return Advantages(found, found)
+
+    def state_dict(self):
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state):
+        self.rows = state["rows"]
+
+class Sampler:
+    def __init__(self, options):
+        from rlhf_kit_hf.sampler import DecodeSampler
+        from rlhf_kit_hf.options import DecodeOptions
+        self.inner, self.calls = DecodeSampler(DecodeOptions()), 0
+
+    def __call__(self, policy, prompts, sampling):
+        from dataclasses import replace
+        self.calls += 1
+        return self.inner(policy, prompts, replace(sampling, key=sampling.key + self.calls))
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+@rlhf_kit.hookimpl
+def rlhf_components():
+    yield rlhf_kit.Component("advantage", "strange", "strange:Estimator", Options)
+    yield rlhf_kit.Component("sampler", "strange", "strange:Sampler")
+"""
+
+TOKENS = """
+def reward(responses, samples):
+    return samples.response_mask.float()
+"""
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> tuple[Path, ...]:
+    file = tmp_path / "strange.py"
+    file.write_text(STRANGE)
+    return (file,)
+
+
+def without_critic(recipe: Path) -> Path:
+    values = yaml.safe_load(recipe.read_text())
+    values["stages"]["ppo"].pop("critic", None)
+    recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error", "says"),
+    [
+        ("shape", PluginError, r"advantage 'strange': advantages are of shape \[\d+, 1\], should"),
+        ("nan", NumericsError, r"advantage 'strange': advantages are nan at response 0, token 0"),
+        ("type", PluginError, r"advantage 'strange' returned Tensor; it should return rlhf_kit\."),
+        ("raises", PluginError, r"advantage 'strange': AttributeError: 'NoneType' object has no"),
+    ],
+)
+def test_an_estimator_is_refused_by_name(
+    mistake: str,
+    error: type[Exception],
+    says: str,
+    toy_model: Path,
+    tmp_path: Path,
+    strange: tuple[Path, ...],
+) -> None:
+    recipe = without_critic(one_stage(tmp_path / "project", toy_model, steps=1))
+    part = f"ppo.advantage={{use: strange, mistake: {mistake}}}"
+    with pytest.raises(error, match=says):
+        run(recipe, tmp_path / "out", part, plugins=strange)
+
+
+def test_a_rollback_takes_back_what_an_estimator_keeps(
+    toy_model: Path, tmp_path: Path, strange: tuple[Path, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = one_stage(
+        tmp_path / "project",
+        toy_model,
+        steps=5,
+        kl={"limit": 0.2, "on_limit": "rollback"},
+        optimizer={"learning_rate": 0.05, "warmup_steps": 0},
+    )
+    run(without_critic(recipe), tmp_path / "out", "ppo.advantage=strange", plugins=strange)
+    seen = [int(x.split()[1]) for x in capfd.readouterr().out.splitlines() if "seen" in x]
+    learned = ["policy/loss" in row for row in metrics(tmp_path / "out")]
+    assert len(seen) == len(learned) == 5
+    backs = [i for i, good in enumerate(learned[:-1]) if not good]
+    assert backs
+    for i in backs:
+        last = max(k for k in range(i) if learned[k])
+        assert seen[i] > seen[last]
+        assert seen[i + 1] == seen[last]  # as if neither had been seen
+
+
+def test_the_gate_changes_no_text(
+    toy_model: Path, tmp_path: Path, strange: tuple[Path, ...]
+) -> None:
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, sampling={"sampler": "strange"})
+    found = []
+    for check in ("true", "false"):
+        run(recipe, tmp_path / check, f"ppo.gate.check={check}", plugins=strange)
+        found.append(metrics(tmp_path / check))
+    assert found[0] == found[1]
+
+
+def test_scores_of_tokens_are_not_scaled_as_whole_ones(toy_model: Path, tmp_path: Path) -> None:
+    recipe = one_stage(tmp_path / "project", toy_model, reward=TOKENS, steps=1)
+    with pytest.raises(
+        RecipeError, match=r"stages\.ppo\.normalize\.scores: it scales .* scores tokens"
+    ):
+        run(recipe, tmp_path / "out", "ppo.normalize.scores=whiten")
+    run(recipe, tmp_path / "out", "ppo.normalize.rewards=whiten")
+
+
+@pytest.mark.parametrize("trunk", ["keep", "host", "drop"])
+def test_where_trunks_are(
+    trunk: str, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `drop` one chunk's at a time while scoring; under `host` all are moved there."""
+    from rlhf_kit_policy_gradient import ppo
+
+    alive: set[int] = set()
+    most, moved = [0], [0]
+    made = Activations.__init__
+
+    def counted(self: Activations, *inputs: Any, **named: Any) -> None:
+        made(self, *inputs, **named)
+        alive.add(id(self))
+        weakref.finalize(self, alive.discard, id(self))
+
+    to = Activations.to
+
+    def sent(self: Activations, device: torch.device) -> Activations:
+        moved[0] += device.type == "cpu"
+        return to(self, device)
+
+    score = ppo.score
+
+    def asked(*inputs: Any) -> Any:
+        most[0] = max(most[0], len(alive))
+        return score(*inputs)
+
+    monkeypatch.setattr(Activations, "__init__", counted)
+    monkeypatch.setattr(Activations, "to", sent)
+    monkeypatch.setattr(ppo, "score", asked)
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, sampling={"batch_size": 2})
+    run(recipe, tmp_path / trunk, f"ppo.trunk={trunk}")
+    chunks = 4
+    assert (most[0] <= 2) == (trunk == "drop"), (most, chunks)
+    assert (moved[0] >= chunks) == (trunk == "host")
+
+
+def test_an_observer_that_writes_into_a_rollout_stops_the_run(
+    toy_model: Path, tmp_path: Path
+) -> None:
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1)
+    plugin, body = (
+        tmp_path / "meddler.py",
+        """
+    def rollout_collected(self, stage, step, rollout):
+        rollout.scores.mul_(-1)
+    """,
+    )
+    says = r"observer 'meddler' wrote into rollout\.scores"
+    with pytest.raises(PluginError, match=says):
+        run(recipe, tmp_path / "out", write_watcher(plugin, body), plugins=(plugin,))
+
+
+def test_an_event_that_there_is_not() -> None:
+    with pytest.raises(PluginError, match="'rollout_colected'; did you mean 'rollout_collected'"):
+        type("Mine", (Observer,), {"rollout_colected": lambda self, *inputs: None})
+    type("Other", (Observer,), {"note": lambda self: None, "_helper": lambda self: None})
+
+
+def test_the_command_line_as_a_module() -> None:
+    command = [sys.executable, "-m", "rlhf_kit", "plugins", "list", "--seam", "engine", "--json"]
+    found = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert [c["name"] for c in json.loads(found.stdout)["components"]] == ["single"]
