@@ -246,7 +246,7 @@ def construct(part: Part, context: StageContext | ObserverContext | None, **extr
         return target(part.options, **extra)
     except RlhfKitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = str(error).strip().partition("\n")[0]
         raise PluginError(
             f"{part.where}: {part.key}: {part.component.target} could not be built: "

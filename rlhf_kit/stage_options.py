@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rlhf_kit.components import Execution, Options, Part, block, slot
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerOptions(Options):
@@ -19,7 +21,7 @@ class OptimizerOptions(Options):
         0.1, ge=0, le=1, description="where the cosine ends, as a fraction of the peak (app. C)"
     )
     warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimizer steps")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="decay of the moments")
     eps: float = Field(1e-8, gt=0, description="added to the denominator; not in the paper")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     max_gradient_norm: float | None = Field(

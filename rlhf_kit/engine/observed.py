@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rlhf_kit.engine.foreign import foreign, scalar, untouched
 from rlhf_kit.engine.world import ALONE
 from rlhf_kit.interfaces import ObservingLoss, Term, World
 
@@ -33,6 +34,9 @@ def observed(
         for name, term in asking.items():
             assert isinstance(term.loss, ObservingLoss)
             given = read[name] if term.observed is None else term.observed(batch)
-            for key, value in term.loss.observe(given).items():
+            who = f"loss {name!r}: observe" if name else "observe"
+            with foreign(who), untouched(given, "inputs", who):
+                seen = {k: scalar(x, f"{who}: {k!r}") for k, x in term.loss.observe(given).items()}
+            for key, value in seen.items():
                 sums[name][key] = sums[name].get(key, torch.zeros(())) + value
     return {n: {k: world.sum(x) for k, x in found.items()} for n, found in sums.items()}

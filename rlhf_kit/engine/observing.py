@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from rlhf_kit.engine.foreign import untouched
 from rlhf_kit.engine.seeding import randomness_kept
-from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Observer
 from rlhf_kit.types import Rollout
 
 if TYPE_CHECKING:
     from rlhf_kit.recipe import Recipe
-
-
-class _Meddled(Exception):
-    """An observer has changed what it was shown."""
-
-
-def _written(value: Any, name: str) -> Iterator[tuple[str, int]]:
-    """How often each tensor of a rollout has been written to, by its name."""
-    if isinstance(value, Tensor) and not value.is_inference():
-        yield name, value._version
-    elif is_dataclass(value):
-        for item in fields(value):
-            yield from _written(getattr(value, item.name), f"{name}.{item.name}")
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _written(each, f"{name}.{key}")
 
 
 class Observers(Observer):
@@ -64,16 +46,9 @@ class Observers(Observer):
         self._tell(lambda observer: observer.stage_ended(stage, folder, dict(summary)))
 
     def rollout_collected(self, stage: str, step: int, rollout: Rollout) -> None:
-        def look(observer: Observer) -> None:
-            before = dict(_written(rollout, "rollout"))
-            try:
-                observer.rollout_collected(stage, step, rollout)
-            finally:
-                changed = [k for k, v in _written(rollout, "rollout") if before.get(k) != v]
-                if changed:
-                    raise _Meddled(changed[0])
-
-        self._tell(look)
+        for name, observer in self._observers.items():
+            with untouched(rollout, "rollout", f"observer {name!r}"):
+                self._ask(name, lambda: observer.rollout_collected(stage, step, rollout))  # noqa: B023
 
     def step_ended(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._tell(lambda observer: observer.step_ended(stage, step, dict(metrics)))
@@ -83,18 +58,16 @@ class Observers(Observer):
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
         for name, observer in self._observers.items():
-            try:
-                with randomness_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
-                    event(observer)
-            except KeyboardInterrupt:
-                raise
-            except _Meddled as meddled:
-                raise PluginError(
-                    f"observer {name!r} wrote into {meddled}, from which is learned; an observer "
-                    "may look and change nothing: clone it first"
-                ) from None
-            except BaseException as error:  # sys.exit is no reason to end a run either
-                if name not in self._reported:
-                    self._reported.add(name)
-                    cause = f"{type(error).__name__}: {error}"
-                    self._warn(f"warning: observer {name!r} failed: {cause} (said once)")
+            self._ask(name, lambda: event(observer))  # noqa: B023
+
+    def _ask(self, name: str, event: Callable[[], None]) -> None:
+        try:
+            with randomness_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
+                event()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit is no reason to end a run either
+            if name not in self._reported:
+                self._reported.add(name)
+                cause = f"{type(error).__name__}: {error}"
+                self._warn(f"warning: observer {name!r} failed: {cause} (said once)")

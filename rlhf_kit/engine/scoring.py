@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_kit.errors import NumericsError, PluginError, RlhfKitError
+from rlhf_kit.engine.foreign import foreign, untouched
+from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import (
     CompositeReward,
     Labeler,
@@ -69,20 +70,16 @@ def score(reward: RewardFn, samples: Samples, name: str = "reward") -> Scores:
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
     """
-    try:
-        components: dict[str, Tensor] = {}
+    components: dict[str, Tensor] = {}
+    with foreign(name), untouched(samples, "samples", name):
         if isinstance(reward, CompositeReward):
             found = reward.components(samples).items()
             components = {key: _checked(x, samples, f"{name}.{key}") for key, x in found}
             scores = _checked(reward.combine(components), samples, name)
         else:
             scores = _checked(reward(samples), samples, name)
-        sums = {key: _summed(x) for key, x in components.items()}
-        return Scores(_summed(scores), sums, scores if scores.dim() > 1 else None)
-    except RlhfKitError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{name}: {type(error).__name__}: {error}") from error
+    sums = {key: _summed(x) for key, x in components.items()}
+    return Scores(_summed(scores), sums, scores if scores.dim() > 1 else None)
 
 
 def needs_models(part: Any) -> bool:

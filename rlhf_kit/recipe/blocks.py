@@ -107,7 +107,7 @@ class Blocks:
             self.problems.add_invalid(error, model, values, place)
         except RlhfKitError as error:
             self.problems.add(place, str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if len(self.problems) == before:  # else a validator may have met a stand-in
                 self.problems.add_error(
                     PluginError(

@@ -48,7 +48,7 @@ class RecipeFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Identifier = Field("", description="name of the run; default: the file's name")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     plugins: list[str] = Field([], description="plugin files, relative to the recipe")
     model: Block = Field(description="the pretrained model and its tokenizer")
     engine: Block = Field(

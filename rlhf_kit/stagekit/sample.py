@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlhf_kit.engine.foreign import foreign
+from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Policy, Sampler
 from rlhf_kit.stage_options import SamplingOptions
 from rlhf_kit.stagekit.endings import Endings
@@ -13,6 +15,28 @@ from rlhf_kit.types import Prompts, Samples, Sampling
 def sampling_of(options: SamplingOptions, key: int) -> Sampling:
     """How a stage samples under ``key`` (see StageRun.key)."""
     return Sampling(options.max_new_tokens, options.temperature, key)
+
+
+def drawn(sampler: Sampler, policy: Policy, prompts: Prompts, sampling: Sampling) -> Samples:
+    """A response to each of ``prompts``, in their order.
+
+    Raises:
+        PluginError: the sampler gives something else.
+    """
+    who = f"sampler {type(sampler).__name__}"
+    with foreign(who):
+        found = sampler(policy, prompts, sampling)
+    if not isinstance(found, Samples):
+        raise PluginError(f"{who} returned {type(found).__name__}; it should return Samples")
+    asked, given = prompts.stream.tolist(), found.prompts.stream.tolist()
+    if asked != given or len(found) != len(asked):
+        raise PluginError(
+            f"{who} was given prompts of streams {asked[:8]} and returned responses to "
+            f"{given[:8]}; it should answer all of them, in their order"
+        )
+    if not bool(found.response_mask.any(1).all()):
+        raise PluginError(f"{who}: a response has no token; each has one, if only its end")
+    return found
 
 
 def sample(
@@ -37,7 +61,7 @@ def sample(
     """
     sampling = sampling_of(options, key)
     for chunk in prompts.split(options.batch_size):
-        samples = sampler(policy, chunk, sampling)
+        samples = drawn(sampler, policy, chunk, sampling)
         if endings is not None:
             endings.see(samples)
         yield samples

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from toy_runs import metrics, one_stage, run
-from toys import environment
+from rlhf_kit_policy_gradient.control import KLLimit
+from rlhf_kit_policy_gradient.steering import Beta
+from torch import Tensor
+from toy_runs import metrics, one_stage, ppo_options, run
+from toys import environment, write_toy_model
 from watchers import write_watcher
 
-from rlhf_kit.errors import NumericsError, PluginError, RecipeError
-from rlhf_kit.interfaces import Observer
-from rlhf_kit.types import Activations
+from rlhf_kit.engine.accumulate import accumulating
+from rlhf_kit.engine.optim import Optimizer
+from rlhf_kit.engine.world import OneProcess
+from rlhf_kit.errors import NumericsError, PluginError, RecipeError, RlhfKitError
+from rlhf_kit.interfaces import Observer, ParameterGroup, Term
+from rlhf_kit.stagekit.sample import drawn
+from rlhf_kit.testing import TabularPolicy, TabularSampler
+from rlhf_kit.types import Activations, LossOutput, Masked, NllInputs, Prompts, Rollout, Sampling
 
 # A part of each seam that can be made wrong or stateful.
 STRANGE = """
@@ -74,6 +84,13 @@ class Sampler:
 def rlhf_components():
     yield rlhf_kit.Component("advantage", "strange", "strange:Estimator", Options)
     yield rlhf_kit.Component("sampler", "strange", "strange:Sampler")
+"""
+
+# Fails of no answers at all.
+LONGEST = """
+def reward(responses):
+    most = max(map(len, responses))
+    return [len(text) / (1 + 0 * most) for text in responses]
 """
 
 TOKENS = """
@@ -225,3 +242,145 @@ def test_the_command_line_as_a_module() -> None:
     command = [sys.executable, "-m", "rlhf_kit", "plugins", "list", "--seam", "engine", "--json"]
     found = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert [c["name"] for c in json.loads(found.stdout)["components"]] == ["single"]
+
+
+class Wrong:
+    """A loss over rows of one weight, with a mistake."""
+
+    def __init__(self, mistake: str) -> None:
+        self.mistake = mistake
+
+    def count(self, units: Masked) -> Tensor:
+        count = units.mask.sum()
+        return {"count none": None, "count rows": units.mask, "count less": -count}.get(
+            self.mistake, count
+        )  # type: ignore[return-value]
+
+    def __call__(self, inputs: NllInputs) -> Any:
+        total = (inputs.logprobs * inputs.mask).sum()
+        if self.mistake == "raises":
+            raise KeyError("gold")
+        if self.mistake == "leaves":
+            sys.exit(0)
+        if self.mistake == "writes":
+            inputs.mask.zero_()
+        return {
+            "none": None,
+            "float": LossOutput(1.0),  # type: ignore[arg-type]
+            "rows": LossOutput(total[None]),
+            "detached": LossOutput(total.detach()),
+            "stat float": LossOutput(total, {"rows": 2.0}),  # type: ignore[dict-item]
+            "stat loss": LossOutput(total, {"loss": total}),
+            "nan": LossOutput(total / 0),
+        }.get(self.mistake, LossOutput(total))
+
+
+class Observing(Wrong):
+    def observe(self, inputs: NllInputs) -> Any:
+        rows = inputs.mask.sum()
+        return {
+            "observes none": None,
+            "observes rows": {"rows": inputs.mask},
+        }.get(self.mistake, {"rows": rows})
+
+    def __call__(self, inputs: NllInputs, observed: Any) -> Any:  # type: ignore[override]
+        return super().__call__(inputs)
+
+
+def one_step(loss: Any) -> float:
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = Optimizer([ParameterGroup([weight], 0.1)], max_gradient_norm=None)  # type: ignore
+    with accumulating(optimizer) as step:
+        step.add(
+            {"mine": Term(loss, lambda x: Masked(x.mask))},
+            lambda x: {"mine": NllInputs(weight * x.logprobs, x.mask)},
+            [NllInputs(torch.ones(3), torch.tensor([True, True, False]))],
+        )
+    return step.stats["mine/loss"]
+
+
+@pytest.mark.parametrize("kind", [Wrong, Observing])
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ("raises", r"loss 'mine': KeyError: 'gold' \(test_author_mistakes\.py:\d+\)"),
+        ("leaves", r"loss 'mine': SystemExit"),
+        ("none", r"loss 'mine' returned NoneType; it should return a LossOutput"),
+        ("float", r"loss 'mine': total is 1\.0; it should be a tensor of shape \[\]"),
+        ("rows", r"loss 'mine': total is a tensor of shape \[1\]; it should be"),
+        ("detached", r"loss 'mine': total does not depend on what is trained"),
+        ("stat float", r"loss 'mine': statistic 'rows' is 2\.0; it should be"),
+        ("stat loss", r"loss 'mine': a statistic is called 'loss'"),
+        ("nan", r"loss 'mine' is (nan|inf): the step was not taken"),
+        ("writes", r"loss 'mine' wrote into inputs\.mask"),
+        ("count none", r"loss 'mine': count is None; it should be a tensor of shape"),
+        ("count rows", r"loss 'mine': count is a tensor of shape \[3\]"),
+        ("count less", r"loss 'mine': count is -2\.0; it should be 0 or more"),
+    ],
+)
+def test_a_loss_is_refused_by_name(kind: type, mistake: str, says: str) -> None:
+    assert one_step(kind("")) == 1.0
+    with pytest.raises(RlhfKitError, match=says):
+        one_step(kind(mistake))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ("observes none", r"loss 'mine': observe: AttributeError"),
+        ("observes rows", r"loss 'mine': observe: 'rows' is a tensor of shape \[3\]"),
+    ],
+)
+def test_what_a_loss_observes_is_refused_by_name(mistake: str, says: str) -> None:
+    with pytest.raises(PluginError, match=says):
+        one_step(Observing(mistake))
+
+
+@pytest.mark.parametrize("found", [-5.0, math.nan, math.inf, None, "a"])
+def test_a_coefficient_is_a_number(found: Any) -> None:
+    policy = TabularPolicy()
+    samples = policy.all_samples()
+    logprobs = policy.evaluate(samples).logprobs.detach()
+    rollout = Rollout(samples, logprobs, logprobs, None, torch.zeros(len(samples)))
+    limit = KLLimit(ppo_options().kl)
+    beta = Beta(0.1, lambda *inputs: found, limit, OneProcess())
+    with pytest.raises(PluginError, match=r"kl\.controller returned .*; it should return a number"):
+        beta.settle("go on", rollout, {})
+
+
+@pytest.mark.parametrize("mistake", ["permuted", "short", "type", "empty"])
+def test_a_sampler_answers_what_it_was_asked(mistake: str) -> None:
+    policy, draw = TabularPolicy(), TabularSampler()
+
+    def sampler(policy: Any, prompts: Prompts, sampling: Sampling) -> Any:
+        found = draw(policy, prompts, sampling)
+        if mistake == "type":
+            return found.response_tokens
+        if mistake == "empty":
+            return replace(found, response_mask=torch.zeros_like(found.response_mask))
+        rows = torch.arange(len(found))
+        return found.select(rows.flip(0) if mistake == "permuted" else rows[1:])
+
+    one, rows = torch.zeros((4, 1), dtype=torch.long), torch.arange(4)
+    prompts = Prompts(one, one.bool(), [{"prompt": ""}] * 4, rows, rows)
+    with pytest.raises(PluginError, match="sampler function"):
+        drawn(sampler, policy, prompts, Sampling(3, 1.0, 1))
+
+
+def test_one_prompt_is_enough_for_the_gate(toy_model: Path, tmp_path: Path) -> None:
+    recipe = one_stage(tmp_path / "project", toy_model, steps=1, reward=LONGEST)
+    values = yaml.safe_load(recipe.read_text())
+    (tmp_path / "project" / "one.jsonl").write_text('{"prompt": "A?", "split": "train"}\n')
+    values["data"]["prompts"]["path"] = "one.jsonl"
+    recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+    run(recipe, tmp_path / "out")
+    assert len(metrics(tmp_path / "out")) == 1
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    llama, other = (write_toy_model(kind, tmp_path / kind) for kind in ("llama", "qwen3"))
+    first = one_stage(tmp_path / "first", other, "sft", "full", epochs=1)
+    folder = run(first, tmp_path / "out")
+    then = one_stage(tmp_path / "then", llama, "sft", "full", epochs=1)
+    with pytest.raises(RecipeError, match=r"holds weights of Qwen3\w+, and the recipe's .* Llama"):
+        run(then, tmp_path / "again", f"sft.from={folder}")

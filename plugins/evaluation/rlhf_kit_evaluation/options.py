@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -22,6 +23,8 @@ BASELINE = "baseline"  # its name in summaries and samples, and that of the opti
 
 
 def _of_a_candidate(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"{name!r} should be made of letters, digits, - and _")
     if name == BASELINE:
         raise ValueError("should be another name: that is what candidates are compared with")
     return name

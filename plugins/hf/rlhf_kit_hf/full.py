@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,7 @@ class FullMemory(Strategy):
         del fresh  # its place is needed
         # from_pretrained, since save_pretrained may write other names than the model's own
         # (GPT-NeoX's head), leaves tied weights out, and splits what is large.
+        self._same_architecture(start)
         model, report = self._kind.from_pretrained(
             start, dtype=self.dtype, local_files_only=True, output_loading_info=True
         )
@@ -107,3 +109,12 @@ class FullMemory(Strategy):
                 f"{start}: lacks weights: {', '.join(sorted(report['missing_keys']))}"
             )
         return FullRole(model.to(self.device).eval(), self.shape(), trainable=trainable)
+
+    def _same_architecture(self, start: Path) -> None:
+        """Or weights would be left out, and a model of a size of its own be made."""
+        kinds = json.loads((start / "config.json").read_text()).get("architectures") or []
+        if kinds and self._kind.__name__ not in kinds:
+            raise RecipeError(
+                f"{start}: holds weights of {', '.join(kinds)}, and the recipe's model is "
+                f"{self._kind.__name__}; use the same model block as the run that wrote it"
+            )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_kit.errors import NumericsError, PluginError, RlhfKitError
+from rlhf_kit.engine.foreign import foreign, untouched
+from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import AdvantageEstimator, Normalizer
 from rlhf_kit.ops.kl import kl_penalised_rewards
 from rlhf_kit.ops.sequence import last_index, with_place_after_end
@@ -110,28 +111,23 @@ def estimated(estimator: AdvantageEstimator, experience: Experience, name: str) 
     Raises:
         PluginError: it is not; ``name`` says whose it is.
     """
-    try:
+    who = f"advantage {name!r}"
+    with foreign(who), untouched(experience, "experience", who):
         found = estimator(experience)
-    except RlhfKitError:
-        raise
-    except Exception as error:
-        raise PluginError(f"advantage {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Advantages):
         raise PluginError(
-            f"advantage {name!r} returned {type(found).__name__}; it should return "
-            "rlhf_kit.types.Advantages"
+            f"{who} returned {type(found).__name__}; it should return rlhf_kit.types.Advantages"
         )
     shape = list(experience.mask.shape)
     for part, x in (("advantages", found.advantages), ("returns", found.returns)):
-        if list(x.shape) != shape:
-            raise PluginError(
-                f"advantage {name!r}: {part} are of shape {list(x.shape)}, should be [B, R] = "
-                f"{shape}"
-            )
+        if not isinstance(x, Tensor) or list(x.shape) != shape:
+            raise PluginError(f"{who}: {part} are {_shape(x)}, should be [B, R] = {shape}")
         bad = (~torch.isfinite(x)).nonzero().tolist()
         if bad:
             (row, token), value = bad[0], x[tuple(bad[0])].item()
-            raise NumericsError(
-                f"advantage {name!r}: {part} are {value} at response {row}, token {token}"
-            )
+            raise NumericsError(f"{who}: {part} are {value} at response {row}, token {token}")
     return found
+
+
+def _shape(x: object) -> str:
+    return f"of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

@@ -30,7 +30,7 @@ from rlhf_kit.stagekit.batches import held_out_blocks, text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.prompts import PromptSet
-from rlhf_kit.stagekit.sample import sampling_of
+from rlhf_kit.stagekit.sample import drawn, sampling_of
 from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
 from rlhf_kit.types import Texts
@@ -160,8 +160,8 @@ class PPOPtxStage:
         """The gate; puts back all randomness and what it has asked, so that it changes nothing."""
         o = self._options
         # No more rows at once than training puts through the model.
-        few = min(GATE_PROMPTS, max(2, o.micro_batch), len(self._prompts))
-        prompts = self._prompts.batch(torch.arange(few))
+        few = max(2, min(GATE_PROMPTS, o.micro_batch, len(self._prompts)))
+        prompts = self._prompts.batch(torch.arange(few) % len(self._prompts))
         generators = GeneratorState(run.generator)
         touched = stateful(generators=generators, reward=self._reward, sampler=self._sampler)
         before = copy.deepcopy({name: part.state_dict() for name, part in touched.items()})
@@ -171,7 +171,7 @@ class PPOPtxStage:
             None if self._critic is None else self._critic.model,
             self._reward,
             self._context.tokenizer,
-            self._sampler(policy, prompts, sampling_of(o.sampling, run.key("gate"))),
+            drawn(self._sampler, policy, prompts, sampling_of(o.sampling, run.key("gate"))),
             same_reference,
             o.micro_batch,
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from rlhf_kit.engine.foreign import foreign
 from rlhf_kit.engine.world import world_mean
-from rlhf_kit.errors import NumericsError
+from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import KLController, Policy, PtxController, Stateful, World
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.perplexity import perplexity
@@ -57,7 +59,9 @@ class Beta:
         figures["rollbacks"] = float(self.limit.rollbacks)
         if verdict == "go on":
             rows = int(self._world.sum(torch.tensor(len(rollout.samples))))
-            self.coefficient = self._controller(self.coefficient, self._kl(rollout), rows)
+            with foreign("kl.controller"):
+                found = self._controller(self.coefficient, self._kl(rollout), rows)
+            self.coefficient = _coefficient(found, "kl.controller")
         return figures
 
     def _kl(self, rollout: Rollout) -> float:
@@ -99,7 +103,9 @@ class Gamma:
         figures: dict[str, float] = {}
         if self._held_out is not None and step % self._controller.every == 0:
             figures["held_out_perplexity"] = perplexity(policy, self._held_out)
-            self.coefficient = self._controller(self.coefficient, figures["held_out_perplexity"])
+            with foreign("ptx.controller"):
+                found = self._controller(self.coefficient, figures["held_out_perplexity"])
+            self.coefficient = _coefficient(found, "ptx.controller")
         return figures | {"ptx_coef": self.coefficient}
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,3 +119,9 @@ class Gamma:
 
 def _state(part: KLController | PtxController) -> dict[str, Any]:
     return part.state_dict() if isinstance(part, Stateful) else {}
+
+
+def _coefficient(found: object, who: str) -> float:
+    if not isinstance(found, int | float) or not 0 <= found < math.inf:
+        raise PluginError(f"{who} returned {found!r}; it should return a number, 0 or more")
+    return float(found)

@@ -58,7 +58,7 @@ class PythonReward:
         try:
             value = self._function(**{name: offered[name]() for name in self._wanted})
             return torch.as_tensor(value, dtype=torch.float32)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"reward: {self._name}: {type(error).__name__}: {error}") from error
 
 
@@ -73,7 +73,7 @@ def _module(options: PythonOptions) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"reward: cannot import {options.path or options.module}: "
             f"{type(error).__name__}: {error}"
