@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,22 @@ class ComparisonBatch:
 
     def __len__(self) -> int:
         return self.ranks.shape[0]
+
+    @property
+    def ranked(self) -> Ranked:
+        """What a loss counts."""
+        return Ranked(self.ranks, self.mask)
+
+    def select(self, prompts: Tensor) -> ComparisonBatch:
+        """Prompts ``prompts``, with texts cut to the longest of them; K stays."""
+        gold = None if self.gold is None else self.gold[prompts]
+        texts = self.texts.select(prompts)
+        return ComparisonBatch(texts, self.ranks[prompts], self.mask[prompts], gold)
+
+    def split(self, size: int) -> Iterator[ComparisonBatch]:
+        """Micro-batches of at most ``size`` prompts."""
+        for prompts in torch.arange(len(self)).split(size):
+            yield self.select(prompts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rlhf_kit.types.activations import PaddedTrunk
+from rlhf_kit.types.shapes import width_of
 from rlhf_kit.types.texts import TextBatch
 
 Tokens = Sequence[int]
@@ -94,6 +95,24 @@ class PackedTexts:
         prompt = (self.segment == 0)[:, None, :]
         seen = ((same | prompt) & self.mask[:, None, :]).tril()
         return seen | torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+
+    def select(self, prompts: Tensor) -> PackedTexts:
+        """Rows ``prompts``, cut to the longest of them."""
+        mask = self.mask[prompts]
+        width = width_of(mask)
+        return replace(
+            self,
+            tokens=self.tokens[prompts, :width],
+            mask=mask[:, :width],
+            segment=self.segment[prompts, :width],
+            positions=self.positions[prompts, :width],
+            trunk=None if self.trunk is None else self.trunk[prompts, :width],
+        )
+
+    def split(self, size: int) -> Iterator[PackedTexts]:
+        """Micro-batches of at most ``size`` prompts."""
+        for prompts in torch.arange(len(self)).split(size):
+            yield self.select(prompts)
 
     def unpacked(self) -> tuple[TextBatch, Tensor]:
         """One text per completion, the prompt repeated, and which completions exist.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -113,3 +113,8 @@ class PPOBatch:
             self.returns[index, :width],
             places[:, :width],
         )
+
+    def split(self, size: int) -> Iterator[PPOBatch]:
+        """Micro-batches of at most ``size`` rows."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.select(rows)

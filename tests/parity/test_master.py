@@ -99,7 +99,8 @@ class ZeroCritic:
         pass
 
     def __call__(self, states: Tensor, samples: Samples) -> Tensor:
-        return states.new_zeros(samples.mask.shape)
+        # Of the graph, as every critic that can be trained.
+        return states.new_zeros(samples.mask.shape).requires_grad_()
 
     def parameters(self) -> list[Any]:
         return []

@@ -161,7 +161,7 @@ def test_places_follow_their_rows() -> None:
     batch: PPOBatch = ppo.batch(seen, ppo.credit(ppo.experience(seen)))
     swapped = batch.select(torch.tensor([1, 0]))
     assert torch.equal(swapped.places, batch.places[[1, 0]])
-    parts = [batch.select(torch.tensor([row])) for row in (0, 1)]
+    parts = list(batch.split(1))
     assert [part.valued.mask.sum().item() for part in parts] == [3, 3]
     assert [part.mask.sum().item() for part in parts] == [2, 3]
 

@@ -9,6 +9,7 @@ import torch
 
 from rlhf_kit.testing import made_up_samples
 from rlhf_kit.types import (
+    ComparisonBatch,
     PackedTexts,
     PaddedTrunk,
     PPOBatch,
@@ -81,7 +82,7 @@ def test_ppo_batch_keeps_rows_together() -> None:
         values + 5,
         rollout.mask,
     )
-    first, second = (batch.select(torch.tensor(rows)) for rows in ([5, 1], [2]))
+    (first, second) = batch.select(torch.tensor([5, 1, 2])).split(2)
     assert [len(first.samples), len(second.samples)] == [2, 1]
     assert second.samples.responses == [samples.responses[2]]
     for offset, name in enumerate(
@@ -174,3 +175,27 @@ def test_packed_texts_unpack() -> None:
     assert again is not None and again.origin == ORIGIN
     mask = packed().mask
     assert torch.equal(again.states[mask][:, 0].long(), packed().tokens[mask])
+
+
+def test_packed_texts_select_cuts_to_the_longest() -> None:
+    texts = packed().select(torch.tensor([1]))
+    assert texts.tokens.shape == texts.visible().shape[:2] == (1, 5)
+    assert texts.trunk is not None and texts.trunk.states.shape == (1, 5, 1)
+    assert texts.lengths().tolist() == [[3, 0, 1]]  # K stays
+    assert [len(part) for part in packed().split(1)] == [1, 1]
+    first, second = packed().split(1)
+    assert first.unpacked()[0].tokens.shape == (3, 5)
+    assert second.unpacked()[1].tolist() == [[True, False, True]]
+
+
+def test_comparisons_take_their_own_texts_along() -> None:
+    ranks = torch.tensor([[2, 0, 1], [1, 0, 0]])
+    mask = torch.tensor([[True] * 3, [True, False, True]])
+    batch = ComparisonBatch(packed(), ranks, mask, ranks.float())
+    assert [len(part) for part in batch.split(1)] == [1, 1]
+    swapped = batch.select(torch.tensor([1, 0]))
+    assert swapped.texts.tokens[:, 0].tolist() == [20, 10]
+    assert swapped.ranks.tolist() == [[1, 0, 0], [2, 0, 1]]
+    assert torch.equal(swapped.mask, swapped.texts.lengths() > 0)
+    assert swapped.gold is not None and swapped.gold.tolist() == [[1.0, 0.0, 0.0], [2.0, 0.0, 1.0]]
+    assert len(swapped) == 2
