@@ -23,6 +23,7 @@ from rlhf_kit.interfaces import Observer, Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
 from rlhf_kit.run_folder import MANIFEST, METRICS, SUMMARY, read_record
+from rlhf_kit.run_lock import locked
 from rlhf_kit.stage_record import StageRecord
 from rlhf_kit.summary import closing_table, summarise
 
@@ -52,6 +53,13 @@ def run_recipe(
     console = Console(plain=plain)
     folder = (out or Path("runs") / recipe.name).resolve()
     _check_disk(folder)
+    with locked(folder):
+        return _run(recipe, loaded, folder, console, begin)
+
+
+def _run(
+    recipe: Recipe, loaded: LoadedPlugins, folder: Path, console: Console, begin: float
+) -> dict[str, Any]:
     context = RunContext(recipe, folder)
     records = context.records()
     todo = [id for id, record in records.items() if not record.finished]
@@ -62,7 +70,6 @@ def run_recipe(
         if id not in todo:
             console.line(f"[{id}] finished already")
     spent_before = sum(record.seconds for record in records.values())
-    folder.mkdir(parents=True, exist_ok=True)
     with _announced(observers, folder, recipe):
         for id in todo:
             release_memory()  # what building, or the stage before, has left behind

@@ -1,0 +1,161 @@
+"""One run per folder: a file that names the process which writes there. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rlhf_kit.errors import DataError
+
+LOCK = ".lock"
+BEAT = 30.0  # seconds between two signs of life
+DEAD = 600.0  # seconds without one after which a process of another machine counts as dead
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, which is made if need be, and leave no trace where nothing was written.
+
+    The kernel's lock on the file ends with its process, however that ends. Where it does not reach
+    (another machine over a network), the file tells who holds the folder, and its age whether that
+    process lives: by the clock of the file system, since clocks differ.
+
+    Raises:
+        DataError: another process holds it, or it cannot be written to.
+    """
+    made = _make(folder)
+    path = folder / LOCK
+    try:
+        file = _opened(path)
+        own = _claimed(path, file)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written to: {error.strerror or error}") from error
+    stop = threading.Event()
+    beating = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beating.join()
+        if _read(path) == own:  # else it was taken for dead, and the folder is another's now
+            path.unlink(missing_ok=True)
+        file.close()
+        for empty in made:
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def _opened(path: Path) -> IO[str]:
+    """The file at ``path``, locked by the kernel where it can."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise _refusal(path, _read(path) or {}) from None
+        except OSError:
+            pass  # not on this file system
+        # Who had it before may have removed the file between opening and locking.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
+
+
+def _claimed(path: Path, file: IO[str]) -> dict[str, Any]:
+    """Write into the lock whose it is, unless it is of a process that lives."""
+    holder = _read(path)
+    if holder and _lives(holder, path):
+        file.close()
+        raise _refusal(path, holder)
+    pid = os.getpid()
+    own = {"host": _host(), "pid": pid, "started": _started(pid)}
+    own |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": secrets.token_hex(8)}
+    file.truncate(0)
+    file.write(json.dumps(own))
+    file.flush()
+    return own
+
+
+def _refusal(path: Path, holder: dict[str, Any]) -> DataError:
+    host = str(holder.get("host", "?")).partition(" ")[0]
+    return DataError(
+        f"{path.parent}: another run writes here: process {holder.get('pid', '?')} on {host}, "
+        f"since {holder.get('since', '?')}; wait for it, stop it, or choose another --out. If it "
+        f"is surely gone, remove {path}"
+    )
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make ``folder``; those that were not there, the innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    return missing
+
+
+def _lives(holder: dict[str, Any], path: Path) -> bool:
+    if holder.get("host") == _host():
+        return _started(int(holder.get("pid", 0))) == holder.get("started")
+    now = path.with_name(f"{LOCK}.{os.getpid()}")
+    try:
+        now.touch()
+        return now.stat().st_mtime - path.stat().st_mtime < DEAD
+    finally:
+        now.unlink(missing_ok=True)
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(BEAT):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Who holds the lock; None where nobody has said so: a process that was killed before."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _host() -> str:
+    """This machine, and where there are several process tables on it, which one."""
+    table = ""
+    with contextlib.suppress(OSError):
+        table = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {table}".strip()
+
+
+def _started(pid: int) -> str:
+    """When a process began, so that a number used again is not taken for it; "" if it is gone."""
+    try:
+        # The name of the command, in parentheses, may hold spaces.
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if words[0] == "Z" else words[19]
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self/stat").exists() or pid <= 0:
+        return ""
+    try:  # no such table here: all that can be asked is whether there is one
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        pass
+    return "alive"
