@@ -40,9 +40,16 @@ class NumericsError(RlhfKitError):
 
 
 class Interrupted(RlhfKitError):
-    """The user asked to stop; everything needed to go on has been saved."""
+    """Somebody asked to stop; everything needed to go on has been saved.
+
+    ``signum`` is the signal that asked; the exit code is 128 more, as shells have it.
+    """
 
     exit_code = 130
+
+    def __init__(self, text: str, signum: int = 2) -> None:
+        super().__init__(text)
+        self.exit_code = 128 + signum
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -181,6 +181,7 @@ def _run_stage(
         console=console,
         observers=observers,
         begin=begin,
+        checkpoint=attempt.recipe.checkpoint,
         fresh=record.changed,
     )
     try:
@@ -191,15 +192,20 @@ def _run_stage(
             with contextlib.suppress(OSError, DataError):  # the first error is the one to report
                 record.stop(time.monotonic() - started, peak_rss_mib())
         if isinstance(error, RlhfKitError):
-            raise type(error)(_located(error, id)) from error
+            located = type(error)(_located(error, id))
+            located.exit_code = error.exit_code
+            raise located from error
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(f"in stage {id!r}, {execution.saved}")
         raise
     record.finish(summary, time.monotonic() - started, peak_rss_mib())
     reset_peak_rss()  # the next stage's own; the first one's has the set-up in it
     execution.finish()
     observers.stage_ended(id, record.folder, summary)
     console.line(f"[{id}] done in {record.seconds:.0f} s")
-    if execution.interrupted:
-        raise Interrupted(f"stopped after stage {id!r}; the same command goes on from here")
+    if execution.signum is not None:
+        text = f"stopped after stage {id!r}; the same command goes on from here"
+        raise Interrupted(text, execution.signum)
 
 
 def _located(error: RlhfKitError, id: str) -> str:

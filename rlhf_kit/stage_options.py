@@ -34,6 +34,18 @@ class OptimizerOptions(Options):
         return {"final_fraction": f'schedule is "{self.schedule}"; set schedule: cosine'}
 
 
+class CheckpointOptions(Options):
+    """When a stage saves its place. A change of these changes no result."""
+
+    minutes: float | None = Field(
+        5.0, gt=0, description="save when so many have passed since the last one; null: never"
+    )
+    steps: int | None = Field(None, ge=1, description="save every so many steps; null: never")
+    keep: int = Field(
+        2, ge=1, description="how many are kept: should one be damaged, the one before serves"
+    )
+
+
 class FitOptions(Options):
     """Training in whole passes over the data; a stage says what its batches are of."""
 

@@ -62,8 +62,9 @@ class ErrorGroup(LazyGroup):
             for line in str(error).splitlines() or [type(error).__name__]:
                 click.echo(f"{word}: {line}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("stopped: interrupted", err=True)
+        except KeyboardInterrupt as error:
+            where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+            click.echo(f"stopped: interrupted{where}", err=True)
             sys.exit(Interrupted.exit_code)
         except OSError as error:
             if error.errno != errno.ENOSPC:

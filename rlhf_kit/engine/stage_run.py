@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from rlhf_kit.engine.checkpoint import load_checkpoint, save_checkpoint
+from rlhf_kit.engine.checkpoints import Checkpoints
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.seeding import GeneratorState, derive_seed, seed_everything
 from rlhf_kit.errors import Interrupted
 from rlhf_kit.interfaces import Observer, Stateful
+from rlhf_kit.stage_options import CheckpointOptions
 from rlhf_kit.types import Rollout
 
 
@@ -32,8 +33,8 @@ class StageExecution:
         console: Console,
         observers: Observer,
         begin: Callable[[], None],
+        checkpoint: CheckpointOptions,
         fresh: bool = False,
-        checkpoint_seconds: float = 300.0,
     ) -> None:
         """``begin`` is called once, before anything is written; ``fresh``: what is in ``folder``
 
@@ -44,9 +45,8 @@ class StageExecution:
         self._seed = seed
         self.generator = seed_everything(derive_seed(seed, id))
         self._metrics, self._console, self._observers = metrics, console, observers
-        self._checkpoint = folder / "checkpoints" / "last.pt"
-        self._checkpoint_seconds = checkpoint_seconds
-        self.interrupted = False  # Ctrl-C came during the last step
+        self._checkpoints = Checkpoints(folder / "checkpoints", checkpoint)
+        self.signum: int | None = None  # of the signal that came during the last step
 
     def key(self, *names: str | int) -> int:
         return derive_seed(self._seed, self.id, *map(str, names))
@@ -59,7 +59,7 @@ class StageExecution:
 
     @property
     def resumed(self) -> bool:
-        return not self._fresh and self._checkpoint.exists()
+        return not self._fresh and bool(self._checkpoints)
 
     def begin(self) -> None:
         """From here on the stage writes: all that could be refused before has been."""
@@ -88,53 +88,67 @@ class StageExecution:
         state = {**state, "generators": GeneratorState(self.generator)}
         first = 0
         if self.resumed:
-            first = load_checkpoint(self._checkpoint, state)
+            first = self._checkpoints.load(state, self.say)
             self._metrics.cut(self.id, first)  # of steps that come again
             self.say(f"going on after {unit} {first} of {total}")
-        saved_at = time.monotonic()
-        with _deferred_interrupt() as interrupted, self._console.bar(self.id, total, unit) as bar:
+        with _deferred_signals() as came, self._console.bar(self.id, total, unit) as bar:
             bar.advance(first)
             for step in range(first, total):
                 try:
                     yield step
                 except GeneratorExit:  # the stage ends early, of its own
-                    self.interrupted = interrupted.is_set()
+                    self.signum = came.signum
                     raise
                 bar.advance(1)
                 done = step + 1
-                due = time.monotonic() - saved_at > self._checkpoint_seconds
-                if (due or interrupted.is_set()) and done < total:
-                    save_checkpoint(self._checkpoint, done, state)
-                    saved_at = time.monotonic()
-                    self._observers.checkpoint_saved(self.id, step, self._checkpoint)
-                if interrupted.is_set() and done < total:
+                # After the last step too: what remains to be done may take long.
+                if came.signum is not None or done == total or self._checkpoints.due(done):
+                    path = self._checkpoints.save(done, state)
+                    self._observers.checkpoint_saved(self.id, step, path)
+                if came.signum is not None and done < total:
                     raise Interrupted(
                         f"stopped after {unit} {done} of {total} of stage {self.id!r}, saved; "
-                        "the same command goes on from here"
+                        "the same command goes on from here",
+                        came.signum,
                     )
+            self.signum = came.signum
 
-            self.interrupted = interrupted.is_set()
+    @property
+    def saved(self) -> str:
+        """What a run that leaves at once has saved of this stage."""
+        last = self._checkpoints.last
+        return f"saved after {last} of its steps" if last else "nothing of it is saved yet"
 
     def finish(self) -> None:
-        """The artifact is complete: the checkpoint has served."""
-        self._checkpoint.unlink(missing_ok=True)
+        """The artifact is complete: the checkpoints have served."""
+        self._checkpoints.clear()
+
+
+class _Came:
+    """The first signal that asked to stop, if one did."""
+
+    signum: int | None = None
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, so that a step completes; the second one stops at once."""
-    flag = threading.Event()
+def _deferred_signals() -> Iterator[_Came]:
+    """Turn the first request to stop into a note, so that a step completes; a second one stops."""
+    came = _Came()
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield came
         return
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        if flag.is_set():
+        if came.signum is not None:
             raise KeyboardInterrupt
-        flag.set()
+        came.signum = signum
+        # Not through the console, which this may have interrupted.
+        os.write(2, b"stopping after this step; once more to leave at once\n")
 
-    previous = signal.signal(signal.SIGINT, handler)
+    wanted = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None))]
+    previous = {signum: signal.signal(signum, handler) for signum in wanted}
     try:
-        yield flag
+        yield came
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for signum, before in previous.items():
+            signal.signal(signum, before)

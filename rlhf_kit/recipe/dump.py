@@ -43,6 +43,7 @@ def filled(recipe: Recipe) -> dict[str, Any]:
         "memory": block(recipe.memory),
         "data": {key: block(part) for key, part in recipe.data.items()},
         "observers": {key: block(part) for key, part in recipe.observers.items()},
+        "checkpoint": recipe.checkpoint.model_dump(),
         "stages": {key: block(stage.part) for key, stage in recipe.stages.items()},
     }
 

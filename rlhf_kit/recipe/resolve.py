@@ -20,6 +20,7 @@ from rlhf_kit.recipe.schema import Recipe, RecipeFile, StageBlock
 from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.registry import Registry
 from rlhf_kit.seams import DATA, ENGINE, MEMORY, MODEL, STAGE
+from rlhf_kit.stage_options import CheckpointOptions
 
 
 def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()) -> Recipe:
@@ -55,6 +56,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
         data={name: part for name, part in data.items() if part is not None},
         observers=observers,
         stages=stages,
+        checkpoint=CheckpointOptions.model_validate(document.values.get("checkpoint", {})),
         ambiguous=registry.ambiguous(),
     )
     refuse_disagreement(recipe, problems)

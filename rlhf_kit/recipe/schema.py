@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from rlhf_kit.components import Options, Part
 from rlhf_kit.seams import MEMORY, MODEL, OWN
+from rlhf_kit.stage_options import CheckpointOptions
 
 
 def _identifier(text: str) -> str:
@@ -61,6 +62,9 @@ class RecipeFile(BaseModel):
     observers: Annotated[dict[Identifier, Block], BeforeValidator(_empty_if_null)] = Field(
         {}, description="who watches the run, by a name of your own; they change no result"
     )
+    checkpoint: CheckpointOptions = Field(
+        CheckpointOptions(), description="when stages save their place; changes no result"
+    )
     stages: dict[StageId, Block] = Field(
         description="the stages by id, in the order they run", min_length=1
     )
@@ -92,6 +96,7 @@ class Recipe:
     data: dict[str, Part]
     observers: dict[str, Part]
     stages: dict[str, StageBlock]
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     ambiguous: frozenset[tuple[str, str]] = frozenset()  # (seam, name) that need `package/name`
 
     def model_and_memory(self, stage: str | None) -> tuple[Part, Part]:

@@ -62,4 +62,5 @@ def fit(
             metrics |= {f"validation/{name}": value for name, value in held_out.items()}
             line += f"  held-out {headline} {held_out[headline]:.3f}"
         run.end_step(step, metrics, line)
-    return held_out
+    # Of a run that went on after its last step they are not known yet.
+    return held_out or dict(judge())

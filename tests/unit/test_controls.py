@@ -29,6 +29,7 @@ from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
+from rlhf_kit.stage_options import CheckpointOptions
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.testing import TabularPolicy
 from rlhf_kit.types import NllInputs, TextBatch
@@ -333,12 +334,13 @@ def test_an_interrupt_in_the_last_step_of_a_stopped_stage_counts(tmp_path: Path)
         console=Console(plain=True),
         observers=Observers({}, print),
         begin=lambda: None,
+        checkpoint=CheckpointOptions(),
     )
     for step in execution.steps(5, {}):
         if step == 1:
             signal.raise_signal(signal.SIGINT)
             break
-    assert execution.interrupted
+    assert execution.signum == signal.SIGINT
 
 
 def test_going_back_takes_the_average_along(toy_model: Path, tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_every_event_comes_in_its_order(toy_model: Path, tmp_path: Path) -> None
         ["step_ended", "ppo", 0, True],
         ["rollout_collected", "ppo", 1, 8],
         ["step_ended", "ppo", 1, True],
+        ["checkpoint_saved", "ppo", 1, "00000002.pt"],
         ["stage_ended", "ppo", True],
         ["run_ended", "run", "NoneType"],
     ]
@@ -88,7 +89,7 @@ def test_checkpoints_and_the_end_by_an_error_are_told(
     recipe.write_text(yaml.safe_dump(values))
     interrupted(recipe, tmp_path / "run", 1, monkeypatch)
     found = events(tmp_path / "run", "mine")
-    assert ["checkpoint_saved", "ppo", 0, "last.pt"] in found
+    assert ["checkpoint_saved", "ppo", 0, "00000001.pt"] in found
     assert found[-1] == ["run_ended", "run", "KeyboardInterrupt"]
 
 
@@ -106,7 +107,7 @@ def test_one_that_fails_is_named_once_and_the_others_go_on(
     run(recipe, tmp_path / "run", first, second, plugins=plugins)
     shown = capsys.readouterr().err
     assert shown.count("warning: observer 'broken' failed: OSError: no route to host") == 1
-    assert len(events(tmp_path / "run", "all")) == 8
+    assert len(events(tmp_path / "run", "all")) == 9
     assert not (tmp_path / "run/observers/broken").exists()  # it never asked for its folder
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from toy_runs import one_stage, run
+from toy_runs import EVERY_STEP, STOPPING, newest, one_stage, run, sealed
 from toys import write_toy_recipe
 from watchers import write_watcher
 
@@ -413,21 +413,10 @@ def stop_at(
     recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, step: int = 0
 ) -> None:
     """Run until an observer stops it at ``step``, with a checkpoint after every step."""
-    from toy_runs import STOPPING
-
-    from rlhf_kit.engine.stage_run import StageExecution
-
-    original = StageExecution.__init__
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            StageExecution,
-            "__init__",
-            lambda self, *a, **k: original(self, *a, **k | {"checkpoint_seconds": 0.0}),
-        )
-        stopping = recipe.parent / "stopping.py"
-        watched = write_watcher(stopping, STOPPING.format(step=step))
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, *overrides, watched, plugins=(stopping,))
+    stopping = recipe.parent / "stopping.py"
+    watched = write_watcher(stopping, STOPPING.format(step=step))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, out, *overrides, watched, EVERY_STEP, plugins=(stopping,))
 
 
 def test_a_later_stage_of_the_recipe_before_is_no_result_of_this_one(
@@ -610,8 +599,6 @@ def test_a_stage_killed_before_its_first_checkpoint_leaves_no_rows(
     toy_model: Path, tmp_path: Path
 ) -> None:
     recipe = one_stage(tmp_path / "project", toy_model, "ppo", steps=3)
-    from toy_runs import STOPPING
-
     stopping = tmp_path / "stopping.py"
     watched = write_watcher(stopping, STOPPING.format(step=1))
     with pytest.raises(KeyboardInterrupt):
@@ -707,13 +694,13 @@ def test_records_and_checkpoints_of_another_format_are_refused_in_one_line(
     recipe = one_stage(tmp_path / "project", toy_model, "ppo", steps=2)
     out = tmp_path / "run"
     stop_at(recipe, out, monkeypatch, step=1)
-    checkpoint = out / "stages/ppo/checkpoints/last.pt"
+    checkpoint = newest(out)
     content = torch.load(checkpoint, weights_only=True)
     for number, said in ((99, "is of format 99"), (None, "is of format 1")):
-        torch.save({**content, "format": number} if number else _without(content), checkpoint)
+        sealed(checkpoint, {**content, "format": number} if number else _without(content))
         refused(recipe, out, said)
     for path in (out / "stages/ppo/stage.json", out / "manifest.json"):
-        torch.save(content, checkpoint)
+        sealed(checkpoint, content)
         good = path.read_text()
         for number, said in ((99, "is of format 99"), (None, "is of format 1")):
             values = json.loads(good)

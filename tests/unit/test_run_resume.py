@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from toy_runs import EVERY_STEP, newest
 from toys import COMMAND, environment, write_toy_recipe
 from watchers import write_watcher
 
@@ -264,7 +265,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert 2 <= done < STEPS
     assert "Traceback" not in rest
     assert not (out / "stages/ppo/branch.safetensors").exists()
-    assert (out / "stages/ppo/checkpoints/last.pt").exists()
+    assert newest(out).exists()
 
     process = start(project, out, plugin)
     _, shown = process.communicate(timeout=120)
@@ -316,24 +317,11 @@ def test_a_checkpoint_restores_every_strategy(
         "    if step == 3:\n"
         "        raise KeyboardInterrupt\n",
     )
-    monkeypatch.setattr("rlhf_kit.engine.stage_run.StageExecution.__init__", _eager())
-    resolved, loaded, _ = open_recipe(recipe, [watched], [stopping])
+    resolved, loaded, _ = open_recipe(recipe, [watched, EVERY_STEP], [stopping])
     with pytest.raises(KeyboardInterrupt):
         run_recipe(resolved, loaded, out=tmp_path / "part", plain=True)
-    checkpoint = torch.load(tmp_path / "part/stages/ppo/checkpoints/last.pt", weights_only=True)
+    checkpoint = torch.load(newest(tmp_path / "part"), weights_only=True)
     assert checkpoint["step"] == 3
     run(recipe, tmp_path / "part")
     assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
     assert summary(tmp_path / "part") == summary(tmp_path / "whole")
-
-
-def _eager() -> Callable[..., None]:
-    """A checkpoint after every step, as a recipe that takes minutes per step has it."""
-    from rlhf_kit.engine.stage_run import StageExecution
-
-    original = StageExecution.__init__
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs | {"checkpoint_seconds": 0.0})
-
-    return init

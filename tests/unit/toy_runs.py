@@ -5,11 +5,13 @@ Also PPO's parts put together by hand, for tests that look at a single update.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rlhf_kit_engines.options import SingleOptions
 from rlhf_kit_engines.single import Single
@@ -48,6 +50,9 @@ def step_ended(self, stage, step, metrics):
     if step == {step}:
         raise KeyboardInterrupt
 """
+
+
+EVERY_STEP = "checkpoint.steps=1"
 
 
 def one_stage(
@@ -113,21 +118,24 @@ def interrupted(recipe: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPa
 
     Checkpoints are saved after every step, as in a recipe whose steps take minutes.
     """
-    from rlhf_kit.engine.stage_run import StageExecution
-
-    original = StageExecution.__init__
-
-    def eager(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs | {"checkpoint_seconds": 0.0})
-
     plugin = out.parent / "stopping.py"
     watched = write_watcher(plugin, STOPPING.format(step=step))
-    with monkeypatch.context() as patch:
-        patch.setattr(StageExecution, "__init__", eager)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, watched, plugins=(plugin,))
-    (checkpoint,) = out.rglob("last.pt")
-    return checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, out, watched, EVERY_STEP, plugins=(plugin,))
+    return newest(out)
+
+
+def newest(out: Path) -> Path:
+    """The checkpoint that a run would go on from."""
+    return max(out.rglob("checkpoints/*.pt"))
+
+
+def sealed(checkpoint: Path, content: Any) -> None:
+    """Write other content into a checkpoint, as if it had been saved so."""
+    torch.save(content, checkpoint)
+    record = checkpoint.with_suffix(".json")
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": digest}))
 
 
 def run_in_two(recipe: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
