@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -103,8 +104,7 @@ def read_labelled(rows: Sequence[Row], tokenizer: Tokenizer) -> Labelled:
     if not found:
         raise DataError(_NO_PAIR.format(len(rows)))
     texts = _texts([(row, k) for row, k, _ in found], tokenizer)
-    begins = texts.begins.tolist()
-    if len({tuple(texts.tokens[i][:begin]) for i, begin in enumerate(begins)}) < 2:
+    if len(set(_prompts(texts))) < 2:
         raise DataError(
             f"comparisons: all of {len(rows)} rows that rank one completion over another have the "
             "same prompt; two prompts at least are needed"
@@ -120,21 +120,24 @@ def _mismatched(texts: Texts, longest: int) -> Texts:
     common prompt has texts: every answer is used once, so that desirable ones are as common as in
     the data. Only where one prompt has more than half of all texts are answers used twice.
     """
-    begins = texts.begins.tolist()
-    prompts = [tuple(texts.tokens[i][:begin]) for i, begin in enumerate(begins)]
-    members: dict[tuple[int, ...], list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        members.setdefault(prompt, []).append(i)
-    order = [i for group in members.values() for i in group]
-    step = max(map(len, members.values()))
+    begins, known = texts.begins.tolist(), _prompts(texts)
+    order = sorted(range(len(known)), key=known.__getitem__)
+    step = max(Counter(known).values())
     crossed: list[list[int]] = [[] for _ in order]
     for place, i in enumerate(order):
         other = place + step
-        while prompts[order[other % len(order)]] == prompts[i]:
+        while known[order[other % len(order)]] == known[i]:
             other += 1
-        other = order[other % len(order)]
-        crossed[i] = [*prompts[i], *texts.tokens[other][begins[other] :]][:longest]
+        j = order[other % len(order)]
+        crossed[i] = [*texts.tokens[i][: begins[i]], *texts.tokens[j][begins[j] :]][:longest]
     return Texts(Ragged.of(crossed), texts.begins, texts.pad)
+
+
+def _prompts(texts: Texts) -> list[int]:
+    """A number for the prompt of each text, the same for the same tokens."""
+    numbers: dict[tuple[int, ...], int] = {}
+    begins = enumerate(texts.begins.tolist())
+    return [numbers.setdefault(tuple(texts.tokens[i][:b]), len(numbers)) for i, b in begins]
 
 
 def response_logprobs(policy: Reference, texts: TextBatch) -> Tensor:
