@@ -8,9 +8,11 @@ used; endless streams are ``Cycle``, ``PromptStream`` and ``TextStream``. Sampli
 ``pair_inputs``, ``labelled_inputs`` and ``mismatched_inputs``, ``held_out_loss``; the optimizer and
 its steps are the engine's (``context.engine``). Around them: ``Best`` (best weights), ``Journal``
 and ``in_chunks`` (work that grows a list), ``stateful`` (what a checkpoint must hold),
-``perplexity``, ``load_models`` and ``try_out`` (a reward, called early).
+``perplexity``, ``load_models`` and ``try_out`` (a reward, called early), ``write_json`` and
+``write_atomically`` (what a stage leaves).
 """
 
+from rlhf_kit.engine.checkpoint import write_atomically, write_json
 from rlhf_kit.engine.held_out import held_out_loss
 from rlhf_kit.engine.minibatch import Cycle, minibatches
 from rlhf_kit.engine.scoring import Scores, load_models, score, try_out
@@ -78,4 +80,6 @@ __all__ = [
     "stateful",
     "text_blocks",
     "try_out",
+    "write_atomically",
+    "write_json",
 ]
