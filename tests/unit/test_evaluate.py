@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rlhf_kit_evaluation.evaluate import wins
+from rlhf_kit_evaluation.evaluate import Evaluate, wins
 from rlhf_kit_evaluation.options import EvaluateOptions
 from toys import write_toy_recipe
 
@@ -89,7 +89,6 @@ def test_no_more_than_the_baseline_and_one_candidate(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`full` has a model for each role."""
-    from rlhf_kit_evaluation.evaluate import Evaluate
     from transformers import LlamaForCausalLM
 
     def alive() -> int:
@@ -97,14 +96,14 @@ def test_no_more_than_the_baseline_and_one_candidate(
         return sum(type(x) is LlamaForCausalLM for x in gc.get_objects())
 
     held: list[int] = []
-    judge, before = Evaluate._judge, alive()  # of other tests
+    row, before = Evaluate._row, alive()  # of other tests
 
     def counting(self: Evaluate, *args: Any, **kwargs: Any) -> Any:
-        found = judge(self, *args, **kwargs)
+        found = row(self, *args, **kwargs)
         held.append(alive() - before)
         return found
 
-    monkeypatch.setattr(Evaluate, "_judge", counting)
+    monkeypatch.setattr(Evaluate, "_row", counting)
     names = {"one": "ppo", "two": "sft", "three": "ppo"}
     evaluated(project(tmp_path / "p", toy_model, "full", candidates=names), tmp_path / "run")
     assert held == [1, 2, 2, 2]  # the baseline is judged before any candidate is loaded
@@ -162,3 +161,45 @@ def test_wins_are_counted_sample_by_sample() -> None:
     baseline = torch.tensor([0.0, 1.0, 0.0, 0.5])
     # A win and a loss; a win and a tie, which counts half.
     assert wins(candidate, baseline, options).tolist() == [0.5, 0.75]
+
+
+@pytest.mark.parametrize(("batch", "cut_at"), [(2, 1), (2, 3), (2, 5), (6, 2), (6, 3)])
+def test_it_goes_on_from_where_it_was_cut(
+    batch: int,
+    cut_at: int,
+    toy_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whichever policy it is at. Of three prompts a chunk, one is of one policy, two of another."""
+    recipe = project(
+        tmp_path / "project",
+        toy_model,
+        "lora",
+        candidates={"same": "sft", "trained": "ppo"},
+        sampling={"max_new_tokens": 6, "batch_size": batch},
+    )
+    whole = evaluated(recipe, tmp_path / "whole")["stages"]["evaluate"]
+    kept, calls = Evaluate._row, [0]
+
+    def cut(self: Evaluate, *inputs: Any) -> dict[str, Any]:
+        calls[0] += 1
+        if calls[0] > cut_at:
+            raise KeyboardInterrupt
+        return kept(self, *inputs)
+
+    path = recipe.with_name("eager.yaml")
+    path.write_text(recipe.read_text() + "checkpoint: {steps: 1}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluate, "_row", cut)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(path, tmp_path / "parts")
+    capsys.readouterr()
+    found = evaluated(path, tmp_path / "parts")["stages"]["evaluate"]
+    said = capsys.readouterr().err
+    assert "[ppo] finished already" in said
+    assert "[evaluate] going on after prompt" in said
+    assert found == whole
+    rows = [tmp_path / name / "stages/evaluate/samples.json" for name in ("whole", "parts")]
+    assert rows[0].read_text() == rows[1].read_text()

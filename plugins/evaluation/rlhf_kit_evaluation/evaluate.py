@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +12,17 @@ from torch import Tensor
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.release import release_memory
 from rlhf_kit.engine.scoring import load_models, score, try_out
-from rlhf_kit.interfaces import Context, Policy, Reference, RewardFn, Sampler, StageRun
+from rlhf_kit.interfaces import Context, Memory, Policy, Reference, RewardFn, Sampler, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.stagekit.batches import text_blocks
 from rlhf_kit.stagekit.endings import Endings
+from rlhf_kit.stagekit.journal import Journal, in_chunks
 from rlhf_kit.stagekit.left_out import LeftOut
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.stagekit.sample import sample
+from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.types import Samples, Texts, asked
 from rlhf_kit_evaluation.options import BASELINE, EvaluateOptions
 
@@ -38,16 +40,19 @@ class Judged:
     perplexity: float | None = None  # of the held-out text, if there is any
 
     @classmethod
-    def join(cls, parts: Sequence[Judged]) -> Judged:
-        """Of several batches of prompts, one after the other."""
-        return cls(
-            texts=[text for part in parts for text in part.texts],
-            gold=torch.cat([part.gold for part in parts]),
-            reward=_joined([part.reward for part in parts]),
-            kl=_joined([part.kl for part in parts]),
-            length=torch.cat([part.length for part in parts]),
-            finished=torch.cat([part.finished for part in parts]),
-        )
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Judged:
+        """Of the rows of a journal, which are as ``Evaluate._row`` has made them."""
+
+        def column(name: str) -> Tensor | None:
+            found = [x for row in rows for x in row[name] or ()]
+            return torch.tensor(found) if found else None
+
+        columns: dict[str, Any] = {name: column(name) for name in rows[0] if name in _FIGURES}
+        texts = [text for row in rows for text in row["texts"]]
+        return cls(texts, **columns, perplexity=rows[-1]["perplexity"])
+
+
+_FIGURES = ("gold", "reward", "kl", "length", "finished")
 
 
 class Evaluate:
@@ -84,15 +89,8 @@ class Evaluate:
         memory = self._context.memory()
         for part in filter(None, (self._gold, self._reward)):
             load_models(part, memory)
-        baseline = memory.policy(self._context.artifact(o.baseline), trainable=False)
         run.say(f"sampling {o.samples_per_prompt} x {len(self._prompts)} responses of each policy")
-        found = {BASELINE: self._judge(baseline, None, run, BASELINE)}
-        for name, ref in o.candidates.items():
-            # In memory for no longer than it is judged; only an adapter, which is small, stays.
-            policy = memory.policy(self._context.artifact(ref), trainable=False)
-            found[name] = self._judge(policy, baseline, run, name)
-            del policy
-            release_memory()
+        found = self._judge(run, memory)
         rows = self._side_by_side(found)
         write_json(run.folder / "samples.json", rows)
         for row in rows[:: o.samples_per_prompt][: o.side_by_side]:
@@ -101,32 +99,58 @@ class Evaluate:
                 run.say(f"  {name} ({row['gold'][name]:+.2f}): {text}")
         return self._summary(found, run) | self._left_out.summary()
 
-    def _judge(
-        self, policy: Policy, baseline: Reference | None, run: StageRun, name: str
-    ) -> Judged:
-        o = self._options
-        prompts = self._prompts.all().repeat(o.samples_per_prompt)
-        # With a name of their own in the key, the samples of two policies are independent.
-        key, endings = run.key("sample", name), Endings(run, f"of {name}")
-        drawn = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
-        parts = [self._judge_samples(policy, baseline, samples) for samples in drawn]
-        text = None if self._texts is None else perplexity(policy, self._texts)
-        return replace(Judged.join(parts), perplexity=text)
+    def _judge(self, run: StageRun, memory: Memory) -> dict[str, Judged]:
+        """Policy by policy, some prompts at a time; what is done is in the checkpoint."""
+        o, journal = self._options, Journal()
+        refs = {BASELINE: o.baseline, **o.candidates}
+        names, each = list(refs), len(self._prompts)
+        state = stateful(rows=journal, gold=self._gold, reward=self._reward, sampler=self._sampler)
+
+        def policy_of(name: str) -> Policy:
+            return memory.policy(self._context.artifact(refs[name]), trainable=False)
+
+        baseline, name, size = policy_of(BASELINE), BASELINE, o.sampling.batch_size
+        policy, endings = baseline, Endings(run, f"of {BASELINE}")
+        size = max(1, size // o.samples_per_prompt)
+        for chunk in in_chunks(run, len(names) * each, size, state, unit="prompt"):
+            for which in range(chunk.start // each, (chunk.stop - 1) // each + 1):
+                if names[which] != name:
+                    # In memory for no longer than it is judged; only an adapter, which is small,
+                    # stays.
+                    name = names[which]
+                    del policy
+                    release_memory()
+                    policy, endings = policy_of(name), Endings(run, f"of {name}")
+                begin, end = (
+                    max(chunk.start - which * each, 0),
+                    min(chunk.stop - which * each, each),
+                )
+                key = run.key("sample", name)  # so that samples of two policies are independent
+                prompts = self._prompts.batch(torch.arange(begin, end)).repeat(o.samples_per_prompt)
+                drawn = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
+                rows = [self._row(policy, baseline, samples, name) for samples in drawn]
+                if end == each and self._texts is not None:
+                    rows[-1]["perplexity"] = perplexity(policy, self._texts)
+                journal.add(*rows)
+        done = list(journal)
+        return {n: Judged.of([row for row in done if row["policy"] == n]) for n in names}
 
     @torch.no_grad()
-    def _judge_samples(
-        self, policy: Policy, baseline: Reference | None, samples: Samples
-    ) -> Judged:
-        gold = score(self._gold, samples, "gold").total
-        reward = None if self._reward is None else score(self._reward, samples).total.cpu()
-        return Judged(
-            texts=samples.responses,
-            gold=gold.cpu(),
-            reward=reward,
-            kl=None if baseline is None else _kl(policy, baseline, samples),
-            length=samples.response_mask.sum(1).float().cpu(),
-            finished=samples.finished.float().cpu(),
-        )
+    def _row(
+        self, policy: Policy, baseline: Reference, samples: Samples, name: str
+    ) -> dict[str, Any]:
+        """What is kept of ``samples``, as JSON has it: exact, since a float64 holds a float32."""
+        reward = None if self._reward is None else score(self._reward, samples).total.tolist()
+        return {
+            "policy": name,
+            "texts": samples.responses,
+            "gold": score(self._gold, samples, "gold").total.tolist(),
+            "reward": reward,
+            "kl": None if policy is baseline else _kl(policy, baseline, samples).tolist(),
+            "length": samples.response_mask.sum(1).float().tolist(),
+            "finished": samples.finished.float().tolist(),
+            "perplexity": None,
+        }
 
     def _side_by_side(self, found: Mapping[str, Judged]) -> list[dict[str, Any]]:
         """A row per sample: the prompt, then what each policy answers and its gold score."""
@@ -169,11 +193,6 @@ def _kl(policy: Policy, baseline: Reference, samples: Samples) -> Tensor:
     logprobs = policy.evaluate(samples).logprobs
     reference = baseline.evaluate(samples).logprobs
     return sequence_kl(logprobs, reference, samples.response_mask).cpu()
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
 
 
 def _mean(values: Tensor) -> float:
