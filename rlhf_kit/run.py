@@ -22,7 +22,7 @@ from rlhf_kit.errors import DataError, Interrupted, RlhfKitError
 from rlhf_kit.interfaces import Observer, Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
-from rlhf_kit.run_folder import MANIFEST, METRICS, SUMMARY, read_record
+from rlhf_kit.run_folder import CHECKPOINTS, MANIFEST, METRICS, SUMMARY, read_record
 from rlhf_kit.run_lock import locked
 from rlhf_kit.stage_record import StageRecord
 from rlhf_kit.summary import closing_table, summarise
@@ -69,6 +69,7 @@ def _run(
     for id in records:
         if id not in todo:
             console.line(f"[{id}] finished already")
+            shutil.rmtree(records[id].folder / CHECKPOINTS, ignore_errors=True)  # of a kill
     spent_before = sum(record.seconds for record in records.values())
     with _announced(observers, folder, recipe):
         for id in todo:

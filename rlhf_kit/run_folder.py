@@ -12,6 +12,7 @@ FORMAT = 2  # of stage.json, manifest.json and checkpoints; raised when one of t
 RECORD, MANIFEST = "stage.json", "manifest.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 STAGES, SUPERSEDED, OBSERVERS = "stages", "superseded", "observers"
+CHECKPOINTS = "checkpoints"  # in the folder of a stage
 _KEYS = {
     RECORD: ("stage", "produces", "finished", "fingerprint"),
     MANIFEST: ("run", "fingerprints", "produces", "attempts"),

@@ -19,6 +19,7 @@ from rlhf_kit.errors import DataError
 
 LOCK = ".lock"
 BEAT = 30.0  # seconds between two signs of life
+SETTLE = 1.0  # seconds after which a lock that the kernel does not know counts
 DEAD = 600.0  # seconds without one after which a process of another machine counts as dead
 
 
@@ -36,9 +37,12 @@ def locked(folder: Path) -> Iterator[None]:
     made = _make(folder)
     path = folder / LOCK
     try:
-        file = _opened(path)
-        own = _claimed(path, file)
-    except OSError as error:
+        file, granted = _opened(path)
+        own = _claimed(path, file, granted)
+    except (OSError, DataError) as error:
+        _remove(made)
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{folder}: cannot be written to: {error.strerror or error}") from error
     stop = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, stop), daemon=True)
@@ -51,41 +55,60 @@ def locked(folder: Path) -> Iterator[None]:
         if _read(path) == own:  # else it was taken for dead, and the folder is another's now
             path.unlink(missing_ok=True)
         file.close()
-        for empty in made:
-            with contextlib.suppress(OSError):
-                empty.rmdir()
+        _remove(made)
 
 
-def _opened(path: Path) -> IO[str]:
-    """The file at ``path``, locked by the kernel where it can."""
+def _remove(folders: list[Path]) -> None:
+    for empty in folders:
+        with contextlib.suppress(OSError):
+            empty.rmdir()
+
+
+def _opened(path: Path) -> tuple[IO[str], bool]:
+    """The file at ``path``, and whether the kernel has locked it: not every file system can."""
     while True:
-        file = path.open("a+")
+        file, granted = path.open("a+"), True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             raise _refusal(path, _read(path) or {}) from None
         except OSError:
-            pass  # not on this file system
+            granted = False
         # Who had it before may have removed the file between opening and locking.
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
+                return file, granted
         file.close()
 
 
-def _claimed(path: Path, file: IO[str]) -> dict[str, Any]:
+def _claimed(path: Path, file: IO[str], granted: bool) -> dict[str, Any]:
     """Write into the lock whose it is, unless it is of a process that lives."""
     holder = _read(path)
-    if holder and _lives(holder, path):
+    # Under one kernel, in whatever container, who lives has its lock.
+    gone = granted and holder is not None and holder.get("boot") == _boot()
+    if holder and not gone and _lives(holder, path):
         file.close()
         raise _refusal(path, holder)
     pid = os.getpid()
     own = {"host": _host(), "pid": pid, "started": _started(pid)}
     own |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": secrets.token_hex(8)}
-    file.truncate(0)
-    file.write(json.dumps(own))
-    file.flush()
+    own["boot"] = _boot()
+    try:
+        file.truncate(0)
+        file.write(json.dumps(own))
+        file.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+            file.close()
+        raise
+    if not granted:
+        time.sleep(SETTLE)  # of several that came at once the last one to write has it
+        found = _read(path)
+        if found != own:
+            file.close()
+            raise _refusal(path, found or {})
     return own
 
 
@@ -110,7 +133,8 @@ def _make(folder: Path) -> list[Path]:
 
 def _lives(holder: dict[str, Any], path: Path) -> bool:
     if holder.get("host") == _host():
-        return _started(int(holder.get("pid", 0))) == holder.get("started")
+        pid = holder.get("pid")
+        return isinstance(pid, int) and _started(pid) == holder.get("started")
     now = path.with_name(f"{LOCK}.{os.getpid()}")
     try:
         now.touch()
@@ -132,6 +156,14 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _boot() -> str:
+    """This start of this kernel; where it does not say, a word that nothing equals."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return secrets.token_hex(8)
 
 
 def _host() -> str:

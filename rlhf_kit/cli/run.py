@@ -16,7 +16,7 @@ from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
 
     {OVERRIDES_HELP}
 
-    Ctrl-C saves a checkpoint; the same command goes on from there.
+    Ctrl-C, SIGTERM and SIGHUP save a checkpoint; the same command goes on from there.
     """
 )
 @recipe_args

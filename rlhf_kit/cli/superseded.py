@@ -14,6 +14,7 @@ from rlhf_kit.cli.recipe_args import json_option
 from rlhf_kit.cli.table import show_table
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.run_folder import MANIFEST, RECORD, read_record, superseded as folders_of
+from rlhf_kit.run_lock import locked
 
 
 @click.command()
@@ -30,8 +31,9 @@ def superseded(run: Path, prune: bool, as_json: bool) -> None:
         raise RecipeError(f"{run}: is no run folder; it has no {MANIFEST}")
     found = [_account(folder) for folder in folders_of(run)]
     if prune:
-        for item in found:
-            shutil.rmtree(item["folder"])
+        with locked(run):  # a run may be setting one aside, or be starting from one
+            for item in found:
+                shutil.rmtree(item["folder"])
     if as_json:
         click.echo(json.dumps({"pruned": prune, "superseded": found}, indent=2))
         return

@@ -95,7 +95,7 @@ def load_checkpoint(path: Path, state: Mapping[str, Stateful]) -> int:
     if saved.keys() != state.keys():
         raise DataError(
             f"{path}: holds state of {sorted(saved)}, but the stage has {sorted(state)}; "
-            "remove the file to start the stage again"
+            f"remove {path.parent} to start the stage again"
         )
     for name, part in state.items():
         part.load_state_dict(saved[name])

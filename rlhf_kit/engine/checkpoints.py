@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rlhf_kit.engine.checkpoint import load_checkpoint, save_checkpoint, write_json
@@ -30,9 +31,15 @@ class Checkpoints:
         """Whether there is one to go on from."""
         return bool(self._records())
 
+    @property
+    def newest(self) -> int:
+        """Steps done in the newest; 0 where there is none."""
+        return max((int(path.stem) for path in self._records()), default=0)
+
     def _records(self) -> list[Path]:
         """Newest first."""
-        return sorted(self._folder.glob("*.json"), key=lambda path: path.stem, reverse=True)
+        found = (path for path in self._folder.glob("*.json") if path.stem.isdecimal())
+        return sorted(found, key=lambda path: path.stem, reverse=True)
 
     def due(self, done: int) -> bool:
         """Whether the recipe wants one after ``done`` steps."""
@@ -47,10 +54,14 @@ class Checkpoints:
         write_json(path.with_suffix(".json"), {"step": done, "sha256": _digest(path)})
         self._saved_at, self.last = time.monotonic(), done
         kept = {record.stem for record in self._records()[: self._options.keep]}
-        for old in self._folder.iterdir():
-            if old.name.partition(".")[0] not in kept:
-                old.unlink(missing_ok=True)
+        self._remove(path for path in self._folder.iterdir() if _number(path) not in kept)
         return path
+
+    @staticmethod
+    def _remove(paths: Iterable[Path]) -> None:
+        for path in list(paths):
+            with contextlib.suppress(OSError):  # not ours, or held open by a file system
+                path.unlink()
 
     def load(self, state: Mapping[str, Stateful], say: Callable[[str], None]) -> int:
         """Restore ``state`` from the newest that is whole; returns how many steps were done.
@@ -61,6 +72,8 @@ class Checkpoints:
         for record in self._records():
             path = record.with_suffix(".pt")
             if _whole(path, record):
+                # Or the damaged ones would be kept as the newest, and those to come removed.
+                self._remove(p for p in self._folder.iterdir() if _number(p) > record.stem)
                 self._saved_at, self.last = time.monotonic(), load_checkpoint(path, state)
                 return self.last
             say(f"{path} is damaged; trying the one before")
@@ -71,8 +84,12 @@ class Checkpoints:
 
     def clear(self) -> None:
         """The artifact is complete: they have served."""
-        for path in self._folder.glob("*") if self._folder.is_dir() else ():
-            path.unlink(missing_ok=True)
+        self._remove(self._folder.iterdir() if self._folder.is_dir() else ())
+
+
+def _number(path: Path) -> str:
+    """Of a checkpoint, its record, or what a kill has left of one."""
+    return path.name.lstrip(".").partition(".")[0]
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -18,13 +19,15 @@ from rlhf_kit.plugins import one_line
 def foreign(who: str) -> Iterator[None]:
     """What is raised inside becomes a PluginError that names ``who``; so does `sys.exit`.
 
-    Errors of ours, want of memory and Ctrl-C pass through.
+    Errors of ours, want of memory or of space on a disk, and Ctrl-C pass through.
     """
     try:
         yield
     except (RlhfKitError, MemoryError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise PluginError(f"{who}: {one_line(error)}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TextIO
 
 from rich.console import Console as RichConsole
@@ -48,7 +48,9 @@ class Console:
         )
 
     def line(self, text: str) -> None:
-        self._rich.print(text, markup=False)
+        # A terminal that is gone, or a log on a full disk, is no reason to lose a step.
+        with suppress(OSError):
+            self._rich.print(text, markup=False)
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str) -> Iterator[Bar]:

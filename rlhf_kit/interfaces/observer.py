@@ -41,7 +41,7 @@ class Observer:
         for name, found in vars(cls).items():
             if callable(found) and not name.startswith("_") and name not in events:
                 near = did_you_mean(name, events, cutoff=0.85)
-                if near:
+                if near and not name.startswith(tuple(f"{event}_" for event in events)):
                     raise PluginError(f"observer {cls.__name__}: there is no event {name!r}{near}")
 
     def run_started(self, folder: Path, recipe: Recipe) -> None:

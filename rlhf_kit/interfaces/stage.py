@@ -39,7 +39,7 @@ class StageRun(Protocol):
         """Count from 0, or from where the last checkpoint stands, to ``total - 1``.
 
         Restores ``state`` first; afterwards shows progress, saves checkpoints, and stops cleanly
-        after the step during which the user pressed Ctrl-C.
+        after the step during which somebody asked to stop (Ctrl-C, SIGTERM). Once in a stage.
         """
 
     def end_step(self, step: int, metrics: Mapping[str, float], line: str | None = None) -> None:

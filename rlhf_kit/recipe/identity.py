@@ -13,11 +13,11 @@ from rlhf_kit.components import Module, Options, Part, StageRef, effect_of
 from rlhf_kit.content import Contents, folder_hash
 from rlhf_kit.option_fields import key_of
 from rlhf_kit.recipe.walk import read_fields
-from rlhf_kit.run_folder import METRICS, RECORD
+from rlhf_kit.run_folder import CHECKPOINTS, METRICS, RECORD
 from rlhf_kit.seams import FINGERPRINTED
 
 # What a stage folder holds besides its result.
-_NO_RESULT = (RECORD, METRICS, "checkpoints")
+_NO_RESULT = (RECORD, METRICS, CHECKPOINTS)
 
 
 def identity(part: Part, now: Contents) -> dict[str, Any]:

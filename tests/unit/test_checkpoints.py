@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pty
 import random
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,11 @@ from watchers import write_watcher
 
 from rlhf_kit.context import RunContext
 from rlhf_kit.engine.checkpoints import Checkpoints
-from rlhf_kit.errors import DataError, RecipeError
+from rlhf_kit.engine.metrics import MetricsFile
+from rlhf_kit.engine.observing import Observers
+from rlhf_kit.engine.progress import Console
+from rlhf_kit.engine.stage_run import StageExecution
+from rlhf_kit.errors import DataError, PluginError, RecipeError
 from rlhf_kit.recipe import filled, open_recipe
 from rlhf_kit.stage_options import CheckpointOptions
 
@@ -81,15 +87,17 @@ def test_when_one_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
     some(tmp_path)
-    path = max(tmp_path.glob("*.pt"))
-    good, draw = path.read_bytes(), random.Random(0)
+    path, draw = max(tmp_path.glob("*.pt")), random.Random(0)
+    good, record = path.read_bytes(), path.with_suffix(".json").read_text()
     for _ in range(40):
         place, bit = draw.randrange(len(good)), 1 << draw.randrange(8)
         path.write_bytes(good[:place] + bytes([good[place] ^ bit]) + good[place + 1 :])
+        path.with_suffix(".json").write_text(record)
         done, value, said = loaded(tmp_path)
         assert (done, value) == (3, 3.0)
         assert said == [f"{path} is damaged; trying the one before"]
     path.write_bytes(good)
+    path.with_suffix(".json").write_text(record)
     assert loaded(tmp_path) == (4, 4.0, [])
 
 
@@ -106,6 +114,19 @@ def test_what_is_not_whole_is_passed_over(tmp_path: Path, damage: str) -> None:
             b"" if damage == "empty" else path.read_bytes()[: path.stat().st_size // 2]
         )
     assert loaded(tmp_path)[:2] == (3, 3.0)
+
+
+def test_a_damaged_one_does_not_outlive_those_to_come(tmp_path: Path) -> None:
+    some(tmp_path, keep=2)
+    max(tmp_path.glob("*.pt")).write_bytes(b"")
+    checkpoints, counter = Checkpoints(tmp_path, CheckpointOptions(keep=1)), Counter()
+    assert checkpoints.load({"counter": counter}, lambda text: None) == 3
+    counter.value += 1
+    path = checkpoints.save(4, {"counter": counter})
+    assert path.is_file() and loaded(tmp_path) == (4, 4.0, [])
+    (tmp_path / "somebody's").mkdir()
+    checkpoints.save(5, {"counter": counter})
+    assert loaded(tmp_path)[0] == 5
 
 
 def test_where_none_is_whole_the_folder_is_named(tmp_path: Path) -> None:
@@ -197,7 +218,7 @@ def test_figures_of_a_pass_are_there_after_the_last_step(
 SLOW = """
 def rollout_collected(self, stage, step, rollout):
     import time
-    time.sleep(0.3)
+    time.sleep({seconds} if step > 1 else 0.3)
 """
 
 
@@ -210,7 +231,7 @@ def test_who_asks_to_stop_is_told_and_everything_is_saved(
     process.send_signal(number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 128 + number, rest
-    assert "stopping after this step; once more to leave at once" in rest
+    assert "stopping after this step; Ctrl-C once more to leave at once" in rest
     (said,) = re.findall(
         r"^stopped: stopped after step (\d+) of 40 of stage 'ppo', saved", rest, re.M
     )
@@ -219,26 +240,86 @@ def test_who_asks_to_stop_is_told_and_everything_is_saved(
 
 
 def test_a_second_time_leaves_at_once(toy_model: Path, tmp_path: Path) -> None:
-    process = started(toy_model, tmp_path, EVERY_STEP)
+    process = started(toy_model, tmp_path, EVERY_STEP, seconds=60)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     assert any("stopping after this step" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest
-    assert re.search(
-        r"stopped: (interrupted in stage 'ppo', saved after \d|stopped after step)", rest
-    )
+    assert re.search(r"stopped: interrupted in stage 'ppo', saved after [12] of its steps", rest)
     assert "Traceback" not in rest
 
 
-def started(model: Path, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def test_what_is_ignored_stays_ignored(toy_model: Path, tmp_path: Path) -> None:
+    """As under `nohup`."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = started(toy_model, tmp_path, preexec_fn=ignore)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, rest
+
+
+def test_several_signals_are_one_request(toy_model: Path, tmp_path: Path) -> None:
+    process = started(toy_model, tmp_path, seconds=2)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.2)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    assert "stopped: stopped after step" in rest and rest.count("stopping after") == 1
+
+
+def test_a_terminal_that_is_gone_loses_nothing(toy_model: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    recipe = one_stage(tmp_path / "project", toy_model, steps=40)
+    watched = write_watcher(tmp_path / "slow.py", SLOW.format(seconds=0.3))
+    command = [sys.executable, "-m", "rlhf_kit", "run", str(recipe), watched]
+    command += ["--plugin", str(tmp_path / "slow.py"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command, env=environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    seen = b""
+    while b"step 2/40" not in seen:
+        seen += os.read(master, 4096)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    process.wait(timeout=120)
+    assert newest(tmp_path / "out").is_file()
+
+
+def test_steps_are_counted_once(tmp_path: Path) -> None:
+    execution = StageExecution(
+        "mine",
+        tmp_path,
+        seed=0,
+        metrics=MetricsFile(tmp_path / "metrics.jsonl", {}),
+        console=Console(plain=True),
+        observers=Observers({}, print),
+        begin=lambda: None,
+        checkpoint=CheckpointOptions(),
+    )
+    assert list(execution.steps(2, {})) == [0, 1]
+    with pytest.raises(PluginError, match=r"'mine': run\.steps was called twice"):
+        next(execution.steps(2, {}))
+
+
+def started(
+    model: Path, folder: Path, *overrides: str, seconds: float = 0.3, **options: Any
+) -> subprocess.Popen[str]:
     """A run of forty slow steps, two of which are done."""
     recipe = one_stage(folder / "project", model, steps=40)
-    watched = write_watcher(folder / "slow.py", SLOW)
+    watched = write_watcher(folder / "slow.py", SLOW.format(seconds=seconds))
     command = [sys.executable, "-m", "rlhf_kit", "run", str(recipe), watched, *overrides]
     command += ["--plugin", str(folder / "slow.py"), "--out", str(folder / "out")]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, **options
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "step 2/40" in line:

@@ -134,7 +134,6 @@ def strangers(tmp_path: Path) -> tuple[Path, ...]:
             ["ppo.advantage=reads", "ppo.kl.coef=0", "ppo.end.score_at=after_end"],
             r"end\.score_at: nothing reads it: advantage 'reads' reads scores",
         ),
-        (["ppo.kl.coef=0", "ppo.kl.place=loss", "ppo.kl.estimate=k2"], r"estimate: .*coef is 0"),
     ],
 )
 def test_a_kl_that_nobody_reads_or_that_is_paid_twice(

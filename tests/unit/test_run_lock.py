@@ -117,7 +117,7 @@ def test_a_number_that_is_used_again_is_no_other_run(tmp_path: Path) -> None:
 def test_of_another_machine_the_signs_of_life_count(
     tmp_path: Path, age: float, lives: bool
 ) -> None:
-    written(tmp_path, age, host="elsewhere pid:[1]")
+    written(tmp_path, age, host="elsewhere pid:[1]", boot="another")
     if lives:
         says = r"process \d+ on elsewhere, since"
         with pytest.raises(DataError, match=says), locked(tmp_path):
@@ -134,6 +134,13 @@ def test_a_damaged_lock_holds_nobody_back(tmp_path: Path, text: str) -> None:
     with locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_container_that_starts_again_need_not_wait(tmp_path: Path) -> None:
+    """Under the same kernel the lock has ended with its process, whatever the table of those."""
+    written(tmp_path, 0, host="the-same pid:[1]")
+    with locked(tmp_path):
+        pass
 
 
 def test_signs_of_life_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,9 +61,8 @@ class KLOptions(Options):
 
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
-        if self.place != "loss" or self.coef == 0:
-            why = "coef is 0" if self.coef == 0 else 'place is "reward"; set place: loss'
-            unread["estimate"] = why
+        if self.place != "loss":
+            unread["estimate"] = 'place is "reward"; set place: loss'
         if self.limit is None:
             unread |= dict.fromkeys(("on_limit", "rollback_factor"), "limit is null; set one")
         elif self.on_limit == "stop":

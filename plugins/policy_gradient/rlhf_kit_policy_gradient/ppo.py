@@ -205,7 +205,7 @@ class PPOPtx:
         """The losses of a rollout: the policy's, the KL where it is one, the critic's."""
         parts, kl = self.parts, self.options.kl
         terms = {"policy": Term(parts.policy_loss, lambda batch: batch.sampled)}
-        if kl.place == "loss" and kl.coef > 0:
+        if kl.place == "loss" and parts.beta.coefficient > 0:
             terms["kl"] = Term(KLLoss(kl), lambda batch: batch.chosen, parts.beta.coefficient)
         if parts.critic is not None:
             critic = parts.critic
