@@ -9,7 +9,8 @@ from rlhf_kit.cli.lazy import ErrorGroup
 
 _EPILOG = (
     "Exit codes: 0 done; 2 the recipe or a plugin is wrong; 3 the data is wrong or the disk full; "
-    "4 a numerical guard stopped the run; 130, 143, 129 stopped and saved (Ctrl-C, SIGTERM, SIGHUP)."
+    "4 a numerical guard stopped the run; 130, 143 and 129 stopped and saved (Ctrl-C, SIGTERM, "
+    "SIGHUP)."
 )
 
 
