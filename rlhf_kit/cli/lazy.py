@@ -7,7 +7,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -50,6 +50,11 @@ def warnings_in_short() -> Iterator[None]:
         warnings.formatwarning = before
 
 
+def _tell(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone; the exit code says it too
+        click.echo(line, err=True)
+
+
 class ErrorGroup(LazyGroup):
     """The outermost group: the only place where an error becomes a line and an exit code."""
 
@@ -60,11 +65,11 @@ class ErrorGroup(LazyGroup):
         except RlhfKitError as error:
             word = "stopped" if isinstance(error, Interrupted) else "error"
             for line in str(error).splitlines() or [type(error).__name__]:
-                click.echo(f"{word}: {line}", err=True)
+                _tell(f"{word}: {line}")
             sys.exit(error.exit_code)
         except KeyboardInterrupt as error:
-            where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-            click.echo(f"stopped: interrupted{where}", err=True)
+            where = "".join(f" {note}" for note in vars(error).get("__notes__", ()))
+            _tell(f"stopped: interrupted{where}")
             sys.exit(Interrupted.exit_code)
         except OSError as error:
             if error.errno != errno.ENOSPC:

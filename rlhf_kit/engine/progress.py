@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -36,21 +36,41 @@ class _RichBar:
         self._progress.advance(self._task, steps)  # type: ignore[arg-type]
 
 
+class _Lasting:
+    """A stream that may end before the run does: a terminal that is gone, a log on a full disk.
+
+    What cannot be written is lost, and no step with it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Console:
     """Writes to standard error, so that standard output stays clean for ``--json``."""
 
     def __init__(self, stream: TextIO | None = None, *, plain: bool = False) -> None:
         self._rich = RichConsole(
-            file=stream or sys.stderr,
+            file=cast(TextIO, _Lasting(stream or sys.stderr)),
             highlight=False,
             soft_wrap=True,
             force_terminal=False if plain else None,
         )
 
     def line(self, text: str) -> None:
-        # A terminal that is gone, or a log on a full disk, is no reason to lose a step.
-        with suppress(OSError):
-            self._rich.print(text, markup=False)
+        self._rich.print(text, markup=False)
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str) -> Iterator[Bar]:

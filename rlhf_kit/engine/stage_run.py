@@ -156,8 +156,7 @@ class StageExecution:
             elif signum == signal.SIGINT:
                 raise KeyboardInterrupt
 
-        names = ("SIGINT", "SIGTERM", "SIGHUP")
-        numbers = [found for name in names if (found := getattr(signal, name, None)) is not None]
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         heeded = [n for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)]
         previous = {number: signal.signal(number, handler) for number in heeded}
         try:

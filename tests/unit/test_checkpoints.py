@@ -251,10 +251,17 @@ def test_a_second_time_leaves_at_once(toy_model: Path, tmp_path: Path) -> None:
     assert "Traceback" not in rest
 
 
+def heeding() -> None:
+    """As in a shell, whatever the tests run under."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_what_is_ignored_stays_ignored(toy_model: Path, tmp_path: Path) -> None:
     """As under `nohup`."""
 
     def ignore() -> None:
+        heeding()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     process = started(toy_model, tmp_path, preexec_fn=ignore)
@@ -281,7 +288,13 @@ def test_a_terminal_that_is_gone_loses_nothing(toy_model: Path, tmp_path: Path) 
     command = [sys.executable, "-m", "rlhf_kit", "run", str(recipe), watched]
     command += ["--plugin", str(tmp_path / "slow.py"), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        command, env=environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        command,
+        env=environment(),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=heeding,
     )
     os.close(slave)
     seen = b""
@@ -289,7 +302,7 @@ def test_a_terminal_that_is_gone_loses_nothing(toy_model: Path, tmp_path: Path) 
         seen += os.read(master, 4096)
     os.close(master)
     process.send_signal(signal.SIGHUP)
-    process.wait(timeout=120)
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
     assert newest(tmp_path / "out").is_file()
 
 
@@ -317,6 +330,7 @@ def started(
     watched = write_watcher(folder / "slow.py", SLOW.format(seconds=seconds))
     command = [sys.executable, "-m", "rlhf_kit", "run", str(recipe), watched, *overrides]
     command += ["--plugin", str(folder / "slow.py"), "--out", str(folder / "out")]
+    options = {"preexec_fn": heeding, **options}
     process = subprocess.Popen(
         command, env=environment(), stderr=subprocess.PIPE, text=True, **options
     )
