@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ class Observers(Observer):
     def rollout_collected(self, stage: str, step: int, rollout: Rollout) -> None:
         for name, observer in self._observers.items():
             with untouched(rollout, "rollout", f"observer {name!r}"):
-                self._ask(name, lambda: observer.rollout_collected(stage, step, rollout))  # noqa: B023
+                self._ask(name, partial(observer.rollout_collected, stage, step, rollout))
 
     def step_ended(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._tell(lambda observer: observer.step_ended(stage, step, dict(metrics)))
@@ -58,7 +59,7 @@ class Observers(Observer):
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
         for name, observer in self._observers.items():
-            self._ask(name, lambda: event(observer))  # noqa: B023
+            self._ask(name, partial(event, observer))
 
     def _ask(self, name: str, event: Callable[[], None]) -> None:
         try:

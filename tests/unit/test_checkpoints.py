@@ -16,16 +16,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_runs import EVERY_STEP, interrupted, metrics, newest, one_stage, run, summary
+from toy_runs import EVERY_STEP, execution_of, interrupted, metrics, newest, one_stage, run, summary
 from toys import environment
 from watchers import write_watcher
 
 from rlhf_kit.context import RunContext
 from rlhf_kit.engine.checkpoints import Checkpoints
-from rlhf_kit.engine.metrics import MetricsFile
-from rlhf_kit.engine.observing import Observers
-from rlhf_kit.engine.progress import Console
-from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import DataError, PluginError, RecipeError
 from rlhf_kit.recipe import filled, open_recipe
 from rlhf_kit.stage_options import CheckpointOptions
@@ -307,16 +303,7 @@ def test_a_terminal_that_is_gone_loses_nothing(toy_model: Path, tmp_path: Path) 
 
 
 def test_steps_are_counted_once(tmp_path: Path) -> None:
-    execution = StageExecution(
-        "mine",
-        tmp_path,
-        seed=0,
-        metrics=MetricsFile(tmp_path / "metrics.jsonl", {}),
-        console=Console(plain=True),
-        observers=Observers({}, print),
-        begin=lambda: None,
-        checkpoint=CheckpointOptions(),
-    )
+    execution = execution_of("mine", tmp_path)
     assert list(execution.steps(2, {})) == [0, 1]
     with pytest.raises(PluginError, match=r"'mine': run\.steps was called twice"):
         next(execution.steps(2, {}))

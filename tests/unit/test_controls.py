@@ -19,17 +19,12 @@ from rlhf_kit_policy_gradient.options import AdaptivePtxOptions, LinearValueOpti
 from rlhf_kit_policy_gradient.steering import Gamma
 from rlhf_kit_policy_gradient.value import LinearValue
 from safetensors.torch import load_file
-from toy_runs import interrupted, metrics, mix, one_stage, ppo_of, ppo_options, run
+from toy_runs import execution_of, interrupted, metrics, mix, one_stage, ppo_of, ppo_options, run
 from toys import ANSWERS, prompts, texts
 
-from rlhf_kit.engine.metrics import MetricsFile
-from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
-from rlhf_kit.engine.progress import Console
-from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
-from rlhf_kit.stage_options import CheckpointOptions
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.testing import TabularPolicy
 from rlhf_kit.types import NllInputs, TextBatch
@@ -326,16 +321,7 @@ def test_a_run_stops_at_the_bound(
 
 def test_an_interrupt_in_the_last_step_of_a_stopped_stage_counts(tmp_path: Path) -> None:
     """The stage ends as it wants to; the stages after it must not start."""
-    execution = StageExecution(
-        "ppo",
-        tmp_path,
-        seed=0,
-        metrics=MetricsFile(tmp_path / "metrics.jsonl", {}),
-        console=Console(plain=True),
-        observers=Observers({}, print),
-        begin=lambda: None,
-        checkpoint=CheckpointOptions(),
-    )
+    execution = execution_of("ppo", tmp_path)
     for step in execution.steps(5, {}):
         if step == 1:
             signal.raise_signal(signal.SIGINT)

@@ -107,10 +107,18 @@ def written(folder: Path, age: float, **changes: Any) -> None:
     os.utime(folder / LOCK, (time.time() - age,) * 2)
 
 
+def taken_over(folder: Path) -> None:
+    """The lock that lies there is replaced by one of this process, and given back."""
+    before = json.loads((folder / LOCK).read_text())["token"]
+    with locked(folder):
+        found = json.loads((folder / LOCK).read_text())
+        assert (found["pid"], found["token"] != before) == (os.getpid(), True)
+    assert not (folder / LOCK).exists()
+
+
 def test_a_number_that_is_used_again_is_no_other_run(tmp_path: Path) -> None:
     written(tmp_path, 0, started="1")
-    with locked(tmp_path):
-        pass
+    taken_over(tmp_path)
 
 
 @pytest.mark.parametrize(("age", "lives"), [(0, True), (DEAD - 60, True), (DEAD + 1, False)])
@@ -139,8 +147,7 @@ def test_a_damaged_lock_holds_nobody_back(tmp_path: Path, text: str) -> None:
 def test_a_container_that_starts_again_need_not_wait(tmp_path: Path) -> None:
     """Under the same kernel the lock has ended with its process, whatever the table of those."""
     written(tmp_path, 0, host="the-same pid:[1]")
-    with locked(tmp_path):
-        pass
+    taken_over(tmp_path)
 
 
 def test_signs_of_life_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,10 +39,15 @@ from rlhf_kit_policy_gradient.value import LinearValue
 from toys import merged, write_toy_recipe
 from watchers import write_watcher
 
+from rlhf_kit.engine.metrics import MetricsFile
+from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.engine.progress import Console
+from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.engine.world import OneProcess
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
+from rlhf_kit.stage_options import CheckpointOptions
 from rlhf_kit.testing import hollow_part
 
 STOPPING = """
@@ -136,6 +141,20 @@ def sealed(checkpoint: Path, content: Any) -> None:
     record = checkpoint.with_suffix(".json")
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": digest}))
+
+
+def execution_of(stage: str, folder: Path) -> StageExecution:
+    """One execution of a stage without a run around it."""
+    return StageExecution(
+        stage,
+        folder,
+        seed=0,
+        metrics=MetricsFile(folder / "metrics.jsonl", {}),
+        console=Console(plain=True),
+        observers=Observers({}, print),
+        begin=lambda: None,
+        checkpoint=CheckpointOptions(),
+    )
 
 
 def run_in_two(recipe: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
