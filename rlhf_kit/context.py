@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from rlhf_kit.components import Part, StageRef
 from rlhf_kit.content import Contents
 from rlhf_kit.errors import PluginError, RlhfKitError
+from rlhf_kit.integrity import check_artifact
 from rlhf_kit.interfaces import (
     DataSource,
     Engine,
@@ -84,6 +85,7 @@ class RunContext:
         self._data: dict[str, DataSource] = {}
         self._sources: dict[str, ModelSource] = {}
         self._pairs: dict[str, ModelAndMemory] = {}
+        self._checked: set[Path] = set()
         self.model_and_memory(None)
 
     def model_and_memory(self, stage: str | None) -> ModelAndMemory:
@@ -118,6 +120,18 @@ class RunContext:
         if part.key not in self._data:
             self._data[part.key] = construct(part, context)
         return self._data[part.key]
+
+    def artifact(self, ref: StageRef) -> Path:
+        """The folder of what ``ref`` means, which is as its stage left it where that is finished.
+
+        Raises:
+            DataError: a file of it is missing or damaged.
+        """
+        folder = self.stage_folder(ref.stage) if ref.stage is not None else ref.folder
+        assert folder is not None
+        if folder not in self._checked and check_artifact(folder):
+            self._checked.add(folder)
+        return folder
 
     def records(self) -> dict[str, StageRecord]:
         """What the run folder holds of each stage, with the fingerprint the recipe now gives it."""
@@ -202,9 +216,7 @@ class StageContext:
         return construct(part, self)
 
     def artifact(self, ref: StageRef | None) -> Path | None:
-        if ref is None:
-            return None
-        return self._run.stage_folder(ref.stage) if ref.stage is not None else ref.folder
+        return None if ref is None else self._run.artifact(ref)
 
     def memory(self, of: StageRef | None = None) -> Memory:
         _ = self.engine  # there before any weights are

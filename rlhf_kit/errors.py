@@ -52,6 +52,17 @@ class Interrupted(RlhfKitError):
         self.exit_code = 128 + signum
 
 
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """The Ctrl-C that led to ``error``: a library may answer it with an error of its own."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return None
+
+
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean 'micro_batch'?" for the nearest of ``known``; "" if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

@@ -17,12 +17,14 @@ from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib, reset_pea
 from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.release import release_memory
+from rlhf_kit.engine.signals import StopRequests
 from rlhf_kit.engine.stage_run import StageExecution
-from rlhf_kit.errors import DataError, Interrupted, RlhfKitError
+from rlhf_kit.errors import DataError, Interrupted, RlhfKitError, interruption
 from rlhf_kit.interfaces import Observer, Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
-from rlhf_kit.run_folder import CHECKPOINTS, MANIFEST, METRICS, SUMMARY, read_record
+from rlhf_kit.recipe.walk import refs_of
+from rlhf_kit.run_folder import CHECKPOINTS, MANIFEST, METRICS, SUMMARY, read_record, sealed
 from rlhf_kit.run_lock import locked
 from rlhf_kit.stage_record import StageRecord
 from rlhf_kit.summary import closing_table, summarise
@@ -32,7 +34,12 @@ LEAST_FREE_MIB = 64
 
 
 def run_recipe(
-    recipe: Recipe, loaded: LoadedPlugins, *, out: Path | None = None, plain: bool = False
+    recipe: Recipe,
+    loaded: LoadedPlugins,
+    *,
+    out: Path | None = None,
+    plain: bool = False,
+    requests: StopRequests | None = None,
 ) -> dict[str, Any]:
     """Run every stage that is not finished in ``out`` and return the summary.
 
@@ -45,6 +52,8 @@ def run_recipe(
         loaded: the plugins it was resolved with, for the manifest.
         out: the run folder; ``runs/<name>`` by default.
         plain: plain lines even on a terminal.
+        requests: what asks the run to stop; its owner restores the handlers of signals, by default
+            this function does.
 
     Raises:
         RlhfKitError: with the exit code of its class; what is finished stays finished.
@@ -53,17 +62,26 @@ def run_recipe(
     console = Console(plain=plain)
     folder = (out or Path("runs") / recipe.name).resolve()
     _check_disk(folder)
-    with locked(folder):
-        return _run(recipe, loaded, folder, console, begin)
+    with contextlib.ExitStack() as stack:
+        requests = requests or stack.enter_context(StopRequests())
+        stack.enter_context(locked(folder))
+        return _run(recipe, loaded, folder, console, begin, requests)
 
 
 def _run(
-    recipe: Recipe, loaded: LoadedPlugins, folder: Path, console: Console, begin: float
+    recipe: Recipe,
+    loaded: LoadedPlugins,
+    folder: Path,
+    console: Console,
+    begin: float,
+    requests: StopRequests,
 ) -> dict[str, Any]:
     context = RunContext(recipe, folder)
     records = context.records()
     todo = [id for id, record in records.items() if not record.finished]
     stages = {id: context.build_stage(recipe.stages[id]) for id in todo}
+    for ref in [ref for id in todo for ref in refs_of(recipe.stages[id].part)]:
+        context.artifact(ref)  # what they read of stages that are done is whole
     observers = Observers(context.build_observers(console.line), console.line)
     attempt = Attempt(recipe, loaded, folder, records, todo)
     for id in records:
@@ -74,7 +92,7 @@ def _run(
     with _announced(observers, folder, recipe):
         for id in todo:
             release_memory()  # what building, or the stage before, has left behind
-            _run_stage(id, stages.pop(id), records[id], attempt, console, observers)
+            _run_stage(id, stages.pop(id), records[id], attempt, console, observers, requests)
     attempt.agree()
     total = spent_before + time.monotonic() - begin
     summary = summarise(recipe, records, total)
@@ -133,7 +151,7 @@ class Attempt:
         self._begun = True
         text = dump_yaml(self.recipe).encode()
         write_atomically(self.folder / "recipe.yaml", lambda f: f.write(text))
-        write_json(self.folder / MANIFEST, self._manifest)
+        write_json(self.folder / MANIFEST, sealed(self._manifest))
         (self.folder / SUMMARY).unlink(missing_ok=True)  # of what is now being replaced
 
 
@@ -157,6 +175,7 @@ def _run_stage(
     attempt: Attempt,
     console: Console,
     observers: Observer,
+    requests: StopRequests,
 ) -> None:
     started, metrics = time.monotonic(), attempt.metrics(record)
 
@@ -183,6 +202,7 @@ def _run_stage(
         observers=observers,
         begin=begin,
         checkpoint=attempt.recipe.checkpoint,
+        requests=requests,
         fresh=record.changed,
     )
     try:
@@ -192,21 +212,25 @@ def _run_stage(
         if execution.begun:
             with contextlib.suppress(OSError, DataError):  # the first error is the one to report
                 record.stop(time.monotonic() - started, peak_rss_mib())
+        left = interruption(error)
+        if left is not None:
+            left.add_note(f"in stage {id!r}, {execution.saved}")
+            raise left from None
+        if isinstance(error, Exception):
+            execution.save_before_step()
         if isinstance(error, RlhfKitError):
             located = type(error)(_located(error, id))
             located.exit_code = error.exit_code
             raise located from error
-        if isinstance(error, KeyboardInterrupt):
-            error.add_note(f"in stage {id!r}, {execution.saved}")
         raise
     record.finish(summary, time.monotonic() - started, peak_rss_mib())
     reset_peak_rss()  # the next stage's own; the first one's has the set-up in it
     execution.finish()
     observers.stage_ended(id, record.folder, summary)
     console.line(f"[{id}] done in {record.seconds:.0f} s")
-    if execution.signum is not None:
+    if requests.signum is not None:
         text = f"stopped after stage {id!r}; the same command goes on from here"
-        raise Interrupted(text, execution.signum)
+        raise Interrupted(text, requests.signum)
 
 
 def _located(error: RlhfKitError, id: str) -> str:

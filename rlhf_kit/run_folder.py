@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf_kit.errors import DataError
 
-FORMAT = 2  # of stage.json, manifest.json and checkpoints; raised when one of them changes
+FORMAT = 3  # of stage.json, manifest.json and checkpoints; raised when one of them changes
 RECORD, MANIFEST = "stage.json", "manifest.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 STAGES, SUPERSEDED, OBSERVERS = "stages", "superseded", "observers"
 CHECKPOINTS = "checkpoints"  # in the folder of a stage
-_KEYS = {
-    RECORD: ("stage", "produces", "finished", "fingerprint"),
-    MANIFEST: ("run", "fingerprints", "produces", "attempts"),
+SEAL = "sha256"  # the key of a record's own hash
+_WITHOUT = {  # what helps where one is damaged
+    RECORD: "remove the folder that it is in, and the stage runs again",
+    MANIFEST: "remove that file: what is finished stays finished",
 }
 
 
@@ -29,15 +32,23 @@ def read_record(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: is damaged; use another --out, or remove that folder")
-    check_format(path, found.get("format", 1))
-    missing = [key for key in _KEYS[path.name] if key not in found]
-    if missing:
-        raise DataError(f"{path}: is damaged, it lacks {', '.join(missing)}; use another --out")
-    return found
+        whole = isinstance(found, dict) and found == sealed(found)
+    except (ValueError, RecursionError):
+        found, whole = None, False
+    if isinstance(found, dict):
+        check_format(path, found.get("format", 1))
+    if not whole:
+        raise DataError(f"{path}: is damaged, or was edited; {_WITHOUT[path.name]}")
+    return dict(found)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``record``, which JSON can say, with the hash of its content."""
+    content = {key: value for key, value in record.items() if key != SEAL}
+    # As it will be read: JSON has no tuples and no keys but strings.
+    content = json.loads(json.dumps(content))
+    text = json.dumps(content, sort_keys=True)
+    return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def check_format(path: Path, found: Any) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_kit.engine.checkpoint import write_json
-from rlhf_kit.run_folder import FORMAT, RECORD, SUPERSEDED, read_record
+from rlhf_kit.integrity import file_digests
+from rlhf_kit.run_folder import FORMAT, RECORD, SUPERSEDED, read_record, sealed
 
 
 @dataclass
@@ -103,7 +104,10 @@ class StageRecord:
         self._write(**self._spent(seconds, peak_rss_mib))
 
     def finish(self, summary: dict[str, Any], seconds: float, peak_rss_mib: float) -> None:
-        self._write(finished=True, summary=summary, **self._spent(seconds, peak_rss_mib))
+        """The result is complete. What it consists of is noted, and checked before it is read."""
+        files = file_digests(self.folder)
+        spent = self._spent(seconds, peak_rss_mib)
+        self._write(finished=True, summary=summary, files=files, **spent)
 
     def _spent(self, seconds: float, peak: float) -> dict[str, Any]:
         return {
@@ -121,5 +125,5 @@ class StageRecord:
             "finished": False,
             "seconds": 0.0,
         }
-        self.found = content | self._own | values
+        self.found = sealed(content | self._own | values)
         write_json(self.folder / RECORD, self.found)

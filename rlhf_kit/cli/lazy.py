@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from rlhf_kit.errors import Interrupted, RlhfKitError
+from rlhf_kit.errors import Interrupted, RlhfKitError, interruption
 
 _NO_SPACE = 3  # as DataError: the disk is not as the run needs it
 
@@ -50,6 +50,18 @@ def warnings_in_short() -> Iterator[None]:
         warnings.formatwarning = before
 
 
+@contextmanager
+def _left_at_once() -> Iterator[None]:
+    """A library that is interrupted may raise an error of its own, which is not meant."""
+    try:
+        yield
+    except Exception as error:
+        left = interruption(error)
+        if left is None:
+            raise
+        raise left from None
+
+
 def _tell(line: str) -> None:
     with suppress(OSError):  # the terminal may be gone; the exit code says it too
         click.echo(line, err=True)
@@ -60,7 +72,7 @@ class ErrorGroup(LazyGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings_in_short():
+            with warnings_in_short(), _left_at_once():
                 return super().invoke(ctx)
         except RlhfKitError as error:
             word = "stopped" if isinstance(error, Interrupted) else "error"

@@ -39,8 +39,13 @@ def run(
     resolved, loaded, _ = open_recipe(recipe, overrides, plugin_files)
 
     # Only now, when the recipe is known to be right: this imports torch.
+    from rlhf_kit.engine.signals import StopRequests
     from rlhf_kit.run import run_recipe
 
-    summary = run_recipe(resolved, loaded, out=out, plain=as_json or not sys.stdout.isatty())
+    requests = StopRequests()
+    # When the line that answers has been written: what closes a terminal sends more than one.
+    click.get_current_context().find_root().call_on_close(requests.restore)
+    plain = as_json or not sys.stdout.isatty()
+    summary = run_recipe(resolved, loaded, out=out, plain=plain, requests=requests)
     if as_json:
         click.echo(json.dumps(summary, indent=2))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf_kit.errors import DataError
+from rlhf_kit.errors import DataError, interruption
 from rlhf_kit.interfaces import Stateful
 from rlhf_kit.run_folder import FORMAT, check_format
 
@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if _disk_full(error):
+        if interruption(error) is None and _disk_full(error):
             raise DataError(
                 f"{path}: no space left on the disk; what was written before is intact. "
                 "Free some space and run the same command again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from rlhf_kit.engine.checkpoint import load_checkpoint, save_checkpoint, write_json
 from rlhf_kit.errors import DataError
+from rlhf_kit.integrity import file_digest
 from rlhf_kit.interfaces import Stateful
 from rlhf_kit.stage_options import CheckpointOptions
 
@@ -51,7 +51,7 @@ class Checkpoints:
         """Write one, and remove those that are older than the recipe keeps."""
         path = self._folder / f"{done:08}.pt"
         save_checkpoint(path, done, state)
-        write_json(path.with_suffix(".json"), {"step": done, "sha256": _digest(path)})
+        write_json(path.with_suffix(".json"), {"step": done, "sha256": file_digest(path)})
         self._saved_at, self.last = time.monotonic(), done
         kept = {record.stem for record in self._records()[: self._options.keep]}
         self._remove(path for path in self._folder.iterdir() if _number(path) not in kept)
@@ -84,7 +84,10 @@ class Checkpoints:
 
     def clear(self) -> None:
         """The artifact is complete: they have served."""
-        self._remove(self._folder.iterdir() if self._folder.is_dir() else ())
+        if self._folder.is_dir():
+            self._remove(self._folder.iterdir())
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
 
 
 def _number(path: Path) -> str:
@@ -92,14 +95,9 @@ def _number(path: Path) -> str:
     return path.name.lstrip(".").partition(".")[0]
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _whole(path: Path, record: Path) -> bool:
     try:
         found = json.loads(record.read_text())
-        return isinstance(found, dict) and found.get("sha256") == _digest(path)
+        return isinstance(found, dict) and found.get("sha256") == file_digest(path)
     except (OSError, ValueError):
         return False

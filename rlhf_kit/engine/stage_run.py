@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rlhf_kit.engine.checkpoints import Checkpoints
+from rlhf_kit.engine.held import Held, Overwritten
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.seeding import GeneratorState, derive_seed, seed_everything
-from rlhf_kit.errors import DataError, Interrupted, PluginError
+from rlhf_kit.engine.signals import StopRequests
+from rlhf_kit.errors import DataError, Interrupted, PluginError, RlhfKitError
 from rlhf_kit.interfaces import Observer, Stateful
 from rlhf_kit.run_folder import CHECKPOINTS
 from rlhf_kit.stage_options import CheckpointOptions
@@ -36,6 +33,7 @@ class StageExecution:
         observers: Observer,
         begin: Callable[[], None],
         checkpoint: CheckpointOptions,
+        requests: StopRequests,
         fresh: bool = False,
     ) -> None:
         """``begin`` is called once, before anything is written; ``fresh``: what is in ``folder``
@@ -48,8 +46,8 @@ class StageExecution:
         self.generator = seed_everything(derive_seed(seed, id))
         self._metrics, self._console, self._observers = metrics, console, observers
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, checkpoint)
-        self._counted = False
-        self.signum: int | None = None  # of the signal that came during the last step
+        self._requests, self._counted = requests, False
+        self._before: tuple[int, dict[str, Held]] | None = None  # the step that is under way
 
     def key(self, *names: str | int) -> int:
         return derive_seed(self._seed, self.id, *map(str, names))
@@ -98,20 +96,23 @@ class StageExecution:
             first = self._checkpoints.load(state, self.say)
             self._metrics.cut(self.id, first)  # of steps that come again
             self.say(f"going on after {unit} {first} of {total}")
-        with self._deferred_signals() as came, self._console.bar(self.id, total, unit) as bar:
+        with self._requests.noted(), self._console.bar(self.id, total, unit) as bar:
             bar.advance(first)
             for step in range(first, total):
+                self._before = step, {name: Held(part) for name, part in state.items()}
                 yield step
+                self._before = None
                 bar.advance(1)
                 done = step + 1
                 # After the last step too: what remains to be done may take long.
-                if came.signum is not None or done == total or self._checkpoints.due(done):
+                signum = self._requests.signum
+                if signum is not None or done == total or self._checkpoints.due(done):
                     self._save(done, state, last=done == total)
-                if came.signum is not None and done < total:
+                if signum is not None and done < total:
                     raise Interrupted(
                         f"stopped after {unit} {done} of {total} of stage {self.id!r}, saved; "
                         "the same command goes on from here",
-                        came.signum,
+                        signum,
                     )
 
     def _save(self, done: int, state: Mapping[str, Stateful], *, last: bool) -> None:
@@ -125,6 +126,16 @@ class StageExecution:
         else:
             self._observers.checkpoint_saved(self.id, done - 1, path)
 
+    def save_before_step(self) -> None:
+        """Keep what was complete when the step began which an error leaves now."""
+        if self._before is None or self._before[0] <= self._checkpoints.last:
+            return
+        done, state = self._before
+        # The error that leaves is the one to report; a device that has failed cannot be read.
+        with contextlib.suppress(Overwritten, OSError, RuntimeError, RlhfKitError):
+            self._save(done, state, last=False)
+            self.say(f"saved after {done} of its steps; the same command goes on from there")
+
     @property
     def saved(self) -> str:
         """What a run that leaves at once has saved of this stage."""
@@ -134,40 +145,3 @@ class StageExecution:
     def finish(self) -> None:
         """The artifact is complete: the checkpoints have served."""
         self._checkpoints.clear()
-
-    @contextmanager
-    def _deferred_signals(self) -> Iterator[_Came]:
-        """Turn a request to stop into a note, so that a step completes.
-
-        Only a second Ctrl-C stops at once: a terminal that is closed, or a service that is stopped,
-        sends several signals as one request. What is ignored, as under `nohup`, stays ignored.
-        """
-        came = _Came()
-        if threading.current_thread() is not threading.main_thread():
-            yield came
-            return
-
-        def handler(signum: int, frame: FrameType | None) -> None:
-            if came.signum is None:
-                came.signum = signum
-                # Not through the console, which this may have interrupted; nobody may be there.
-                with contextlib.suppress(OSError):
-                    os.write(2, b"stopping after this step; Ctrl-C once more to leave at once\n")
-            elif signum == signal.SIGINT:
-                raise KeyboardInterrupt
-
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        heeded = [n for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)]
-        previous = {number: signal.signal(number, handler) for number in heeded}
-        try:
-            yield came
-        finally:
-            for number, before in previous.items():
-                signal.signal(number, before)
-            self.signum = came.signum
-
-
-class _Came:
-    """The first signal that asked to stop, if one did."""
-
-    signum: int | None = None

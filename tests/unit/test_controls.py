@@ -23,6 +23,7 @@ from toy_runs import execution_of, interrupted, metrics, mix, one_stage, ppo_of,
 from toys import ANSWERS, prompts, texts
 
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
+from rlhf_kit.engine.signals import StopRequests
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.stagekit.perplexity import perplexity
@@ -321,12 +322,13 @@ def test_a_run_stops_at_the_bound(
 
 def test_an_interrupt_in_the_last_step_of_a_stopped_stage_counts(tmp_path: Path) -> None:
     """The stage ends as it wants to; the stages after it must not start."""
-    execution = execution_of("ppo", tmp_path)
-    for step in execution.steps(5, {}):
-        if step == 1:
-            signal.raise_signal(signal.SIGINT)
-            break
-    assert execution.signum == signal.SIGINT
+    with StopRequests() as requests:
+        for step in execution_of("ppo", tmp_path, requests).steps(5, {}):
+            if step == 1:
+                signal.raise_signal(signal.SIGINT)
+                break
+    assert requests.signum == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_going_back_takes_the_average_along(toy_model: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rlhf_kit_hf.tokenizer import ChatTokenizer
 from rlhf_kit_policy_gradient.gate import Setup, check_setup, widened
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from toy_runs import metrics, one_stage, ppo_options, run, run_in_two
+from toy_runs import edited, metrics, one_stage, ppo_options, run, run_in_two
 from toys import prompts, respond
 
 from rlhf_kit.cli.main import main
@@ -148,6 +148,7 @@ def test_a_reference_of_its_own_is_told_and_not_judged(toy_model: Path, tmp_path
     assert note["produces"] == "policy"
     weights = load_file(first / "branch.safetensors")
     save_file({k: v + 0.05 for k, v in weights.items()}, first / "branch.safetensors")
+    edited(first)
     recipe = quick(tmp_path / "two", toy_model, reference=str(first))
     run(recipe, tmp_path / "run")
     measured, allowed = gate(tmp_path / "run")["reference"]

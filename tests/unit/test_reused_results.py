@@ -24,6 +24,7 @@ from rlhf_kit.content import Contents
 from rlhf_kit.context import RunContext
 from rlhf_kit.errors import DataError, RecipeError, RlhfKitError
 from rlhf_kit.recipe import open_recipe
+from rlhf_kit.run_folder import FORMAT
 
 ALL = ["sft", "collect", "reward_model", "ppo", "evaluate"]
 
@@ -532,7 +533,7 @@ def test_weights_of_another_kind_inside_a_stage_folder(toy_model: Path, tmp_path
         open_recipe(follower, [f"sft.from={folder}/critic"])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"format": FORMAT})])
 @pytest.mark.parametrize("name", ["stages/sft/stage.json", "manifest.json"])
 def test_a_damaged_record_is_one_line(
     toy_model: Path, tmp_path: Path, name: str, text: str

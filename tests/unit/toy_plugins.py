@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_kit.plugins import LoadedPlugins, load_plugins
 from rlhf_kit.recipe import Recipe, apply_overrides, read_recipe, resolve
 from rlhf_kit.registry import Registry
+from rlhf_kit.run_folder import FORMAT, sealed
 
 TOY = """
 from __future__ import annotations
@@ -185,15 +186,15 @@ def resolved(loaded: LoadedPlugins, path: Path, *overrides: str) -> Recipe:
 def finished_stage(folder: Path, produces: str) -> Path:
     """A stage folder of another run, as far as a recipe looks into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"format": 2, "stage": folder.name, "produces": produces, "finished": True}
-    (folder / "stage.json").write_text(json.dumps(record | {"fingerprint": "made"}))
+    record = {"format": FORMAT, "stage": folder.name, "produces": produces, "finished": True}
+    (folder / "stage.json").write_text(json.dumps(sealed(record | {"fingerprint": "made"})))
     if folder.parent.name == "stages":
         manifest = folder.parent.parent / "manifest.json"
-        run: dict[str, Any] = {"format": 2, "run": "made", "fingerprints": {}, "produces": {}}
+        run: dict[str, Any] = {"format": FORMAT, "run": "made", "fingerprints": {}, "produces": {}}
         run["attempts"] = []
         if manifest.exists():
             run = json.loads(manifest.read_text())
         run["fingerprints"] |= {folder.name: "made"}
         run["produces"] |= {folder.name: produces}
-        manifest.write_text(json.dumps(run))
+        manifest.write_text(json.dumps(sealed(run)))
     return folder

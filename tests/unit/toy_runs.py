@@ -43,10 +43,13 @@ from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.optim import Optimizer, ParameterGroup
 from rlhf_kit.engine.progress import Console
+from rlhf_kit.engine.signals import StopRequests
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.engine.world import OneProcess
+from rlhf_kit.integrity import file_digests
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
+from rlhf_kit.run_folder import sealed as sealed_record
 from rlhf_kit.stage_options import CheckpointOptions
 from rlhf_kit.testing import hollow_part
 
@@ -101,6 +104,12 @@ def run(recipe: Path, out: Path, *overrides: str, plugins: tuple[Path, ...] = ()
     return out / "stages" / list(resolved.stages)[-1]
 
 
+def edited(stage: Path) -> None:
+    """Let the record of a finished stage say that its files are as somebody has left them."""
+    record = json.loads((stage / "stage.json").read_text()) | {"files": file_digests(stage)}
+    (stage / "stage.json").write_text(json.dumps(sealed_record(record)))
+
+
 def metrics(out: Path) -> list[dict[str, Any]]:
     """What each step reported, without times; of a step that was repeated the last row counts."""
     found = {}
@@ -143,7 +152,7 @@ def sealed(checkpoint: Path, content: Any) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": digest}))
 
 
-def execution_of(stage: str, folder: Path) -> StageExecution:
+def execution_of(stage: str, folder: Path, requests: StopRequests | None = None) -> StageExecution:
     """One execution of a stage without a run around it."""
     return StageExecution(
         stage,
@@ -154,6 +163,7 @@ def execution_of(stage: str, folder: Path) -> StageExecution:
         observers=Observers({}, print),
         begin=lambda: None,
         checkpoint=CheckpointOptions(),
+        requests=requests or StopRequests(),
     )
 
 
