@@ -22,6 +22,7 @@ from rlhf_kit.file_system import file_error, replace
 from rlhf_kit.interfaces import Stateful
 from rlhf_kit.run_folder import FORMAT, check_format
 
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Say in one line what keeps ``path`` from being written.

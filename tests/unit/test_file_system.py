@@ -163,7 +163,6 @@ def test_no_permission(toy_model: Path, place: Path, out: str) -> None:
         said = line(rlhf_kit("run", recipe, "--out", place / out))
     assert said.startswith((f"{place / out}", f"stage 'sft': {place / out}"))
     assert "may not be used (permission denied)" in said
-    assert not list(place.rglob("*.safetensors")) == []
     assert content(place / out) == ({"stages": None, "stages/sft": None} if out == "open" else {})
 
 

@@ -137,9 +137,7 @@ OUTSIDE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", OUTSIDE)
-def test_what_shows_from_outside_is_said_by_check(
-    model: Path, tmp_path: Path, damage: str
-) -> None:
+def test_what_shows_from_outside_is_said_by_check(model: Path, tmp_path: Path, damage: str) -> None:
     change, says = OUTSIDE[damage]
     recipe = one_stage(tmp_path / "project", model, "sft")
     assert rlhf_kit("check", recipe).exit_code == 0
@@ -196,7 +194,10 @@ INSIDE: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     "lacking": (lacking, r"lack 1 of 39 weights: model\.layers\.2\.self_attn\.o_proj\.weight; "),
     "too few layers": (shallow, r"lack 9 of 39 weights: model\.layers\.3\..* and 6 more; "),
     "too many layers": (deep, r"hold model\.layers\.4\..*, and by its config it has no such layer"),
-    "another shape": (wide, r"model\.norm\.weight is \[48\] in its files, and by its config \[32\]"),
+    "another shape": (
+        wide,
+        r"model\.norm\.weight is \[48\] in its files, and by its config \[32\]",
+    ),
 }
 
 

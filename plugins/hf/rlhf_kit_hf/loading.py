@@ -26,7 +26,7 @@ logging.getLogger("transformers.modeling_utils").addFilter(_not_a_report)
 
 
 def load_exactly(load: Callable[..., Any], place: Any) -> Any:
-    """What ``load`` of transformers makes, in evaluation mode, if its files hold all of its weights.
+    """What ``load`` of transformers makes, in evaluation mode, if its files hold its weights.
 
     Weights that it leaves out on purpose, such as a tied head, are none that are missing.
 
