@@ -295,6 +295,3 @@ def test_what_reaches_the_command_line() -> None:
     said = line(outermost(OSError(errno.EROFS, "x", "a.bin")))
     assert said.startswith("a.bin: the file system is read-only")
     assert line(outermost(OSError(errno.EDQUOT, "x"))).startswith("no space left on the disk")
-    strange = outermost(ConnectionRefusedError(errno.ECONNREFUSED, "x"))
-    assert (strange.exit_code, strange.stderr) == (1, "")  # a traceback: nobody foresaw it
-    assert isinstance(strange.exception, ConnectionRefusedError)
