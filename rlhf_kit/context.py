@@ -24,11 +24,13 @@ from rlhf_kit.interfaces import (
     ModelSource,
     Observer,
     ObserverContext,
+    ReadsFolders,
     Stage,
     Tokenizer,
     World,
 )
 from rlhf_kit.recipe import Recipe, StageBlock, plain
+from rlhf_kit.recipe.agreement import loaded_refs
 from rlhf_kit.recipe.identity import execution, identity
 from rlhf_kit.recipe.walk import parts_of, refs_of
 from rlhf_kit.run_folder import OBSERVERS, STAGES
@@ -106,6 +108,12 @@ class RunContext:
         return self.folder / STAGES / id
 
     def build_stage(self, stage: StageBlock) -> Stage:
+        for loaded in loaded_refs(stage):
+            pair = self.model_and_memory(stage.id if loaded.own else None)
+            strategy = pair.memory.component.load()
+            if loaded.ref.folder is not None and isinstance(strategy, ReadsFolders):
+                options = pair.memory.options
+                strategy.refuse(options, loaded.ref.folder, pair.source, pair.tokenizer)
         return construct(stage.part, StageContext(self, stage.id))
 
     def build_observers(self, say: Callable[[str], None]) -> dict[str, Observer]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_kit import manifest
 from rlhf_kit.context import RunContext
-from rlhf_kit.engine.checkpoint import write_atomically, write_json
+from rlhf_kit.engine.checkpoint import write_atomically, write_json, writing
 from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib, reset_peak_rss
 from rlhf_kit.engine.observing import Observers
 from rlhf_kit.engine.progress import Console
@@ -20,11 +20,20 @@ from rlhf_kit.engine.release import release_memory
 from rlhf_kit.engine.signals import StopRequests
 from rlhf_kit.engine.stage_run import StageExecution
 from rlhf_kit.errors import DataError, Interrupted, RlhfKitError, interruption
+from rlhf_kit.file_system import check_places
 from rlhf_kit.interfaces import Observer, Stage
 from rlhf_kit.plugins import LoadedPlugins
 from rlhf_kit.recipe import Recipe, dump_yaml
 from rlhf_kit.recipe.walk import refs_of
-from rlhf_kit.run_folder import CHECKPOINTS, MANIFEST, METRICS, SUMMARY, read_record, sealed
+from rlhf_kit.run_folder import (
+    CHECKPOINTS,
+    MANIFEST,
+    METRICS,
+    SUMMARY,
+    places,
+    read_record,
+    sealed,
+)
 from rlhf_kit.run_lock import locked
 from rlhf_kit.stage_record import StageRecord
 from rlhf_kit.summary import closing_table, summarise
@@ -76,6 +85,7 @@ def _run(
     begin: float,
     requests: StopRequests,
 ) -> dict[str, Any]:
+    check_places(*places(folder, recipe.stages))
     context = RunContext(recipe, folder)
     records = context.records()
     todo = [id for id, record in records.items() if not record.finished]
@@ -102,8 +112,9 @@ def _run(
 
 
 def _check_disk(folder: Path) -> None:
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(existing).free / 2**20
+    with writing(folder):
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(existing).free / 2**20
     if free < LEAST_FREE_MIB:
         raise DataError(
             f"{folder}: no space left on the disk ({free:.0f} MiB free, at least "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     content = json.loads(json.dumps(content))
     text = json.dumps(content, sort_keys=True)
     return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def places(run: Path, stages: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """The folders and the files that a run of ``stages`` writes, or some of them."""
+    own = [run / STAGES / id for id in stages]
+    inner = [stage / CHECKPOINTS for stage in own]
+    folders = [run, *(run / name for name in (STAGES, SUPERSEDED, OBSERVERS)), *own, *inner]
+    files = [run / name for name in ("recipe.yaml", MANIFEST, METRICS, SUMMARY)]
+    return folders, [*files, *(stage / RECORD for stage in own)]
 
 
 def check_format(path: Path, found: Any) -> None:

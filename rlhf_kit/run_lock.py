@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlhf_kit.errors import DataError
+from rlhf_kit.file_system import file_error
 
 LOCK = ".lock"
 BEAT = 30.0  # seconds between two signs of life
@@ -43,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
         _remove(made)
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{folder}: cannot be written to: {error.strerror or error}") from error
+        raise _told(error, path) from error
     stop = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, stop), daemon=True)
     beating.start()
@@ -52,9 +53,11 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         stop.set()
         beating.join()
-        if _read(path) == own:  # else it was taken for dead, and the folder is another's now
-            path.unlink(missing_ok=True)
-        file.close()
+        # What the run says counts, and a lock that stays behind holds nobody back.
+        with contextlib.suppress(OSError):
+            if _read(path) == own:  # else it was taken for dead, and the folder is another's now
+                path.unlink(missing_ok=True)
+            file.close()
         _remove(made)
 
 
@@ -123,12 +126,17 @@ def _refusal(path: Path, holder: dict[str, Any]) -> DataError:
 
 def _make(folder: Path) -> list[Path]:
     """Make ``folder``; those that were not there, the innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        raise _told(error, folder) from error
     return missing
+
+
+def _told(error: OSError, path: Path) -> DataError:
+    words = f"{path}: cannot be written to: {error.strerror}; choose another --out"
+    return file_error(error, path) or DataError(words)
 
 
 def _lives(holder: dict[str, Any], path: Path) -> bool:

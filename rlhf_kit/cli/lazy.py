@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 import warnings
@@ -13,8 +12,7 @@ from typing import Any
 import click
 
 from rlhf_kit.errors import Interrupted, RlhfKitError, interruption
-
-_NO_SPACE = 3  # as DataError: the disk is not as the run needs it
+from rlhf_kit.file_system import file_error
 
 
 class LazyGroup(click.Group):
@@ -84,8 +82,8 @@ class ErrorGroup(LazyGroup):
             _tell(f"stopped: interrupted{where}")
             sys.exit(Interrupted.exit_code)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            told = file_error(error)
+            if told is None:
                 raise
-            place = f"{error.filename}: " if error.filename else ""
-            click.echo(f"error: {place}no space left on the disk; free some and rerun", err=True)
-            sys.exit(_NO_SPACE)
+            _tell(f"error: {told}")
+            sys.exit(told.exit_code)

@@ -22,7 +22,7 @@ from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
 @recipe_args
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="DIR",
     help="The run folder.  [default: runs/<name of the recipe>]",
 )

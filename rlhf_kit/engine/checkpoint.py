@@ -6,7 +6,9 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,48 +18,62 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_kit.errors import DataError, interruption
+from rlhf_kit.file_system import file_error, replace
 from rlhf_kit.interfaces import Stateful
 from rlhf_kit.run_folder import FORMAT, check_format
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line what keeps ``path`` from being written.
+
+    Raises:
+        DataError: a full disk, no permission, something in the way, ...
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = _os_error(error)
+        told = None if cause is None else file_error(cause, path)
+        if told is None or interruption(error) is not None:
+            raise
+        raise told from error
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """What the system said: torch.save passes it on as the cause of a RuntimeError, or says only
+
+    that it could not write, and safetensors puts the number into words.
+    """
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", str(error))
+        return OSError(int(number[1]), str(error)) if number else None
+    for cause in (error, error.__cause__, error.__context__):
+        if isinstance(cause, OSError):
+            return cause
+    full = "PytorchStreamWriter" in str(error)
+    return OSError(errno.ENOSPC, str(error)) if full else None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write through a temporary file, so that a full disk or a kill leaves the old file intact.
 
     Raises:
-        DataError: no space is left; nothing that was there before is lost.
+        DataError: it cannot be written; nothing that was there before is lost.
     """
     temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if interruption(error) is None and _disk_full(error):
-            raise DataError(
-                f"{path}: no space left on the disk; what was written before is intact. "
-                "Free some space and run the same command again"
-            ) from error
-        raise
-
-
-def _disk_full(error: BaseException) -> bool:
-    """torch.save reports a failed write as a RuntimeError whose cause carries the errno, and
-
-    safetensors puts the errno into words only.
-    """
-    if isinstance(error, SafetensorError):
-        return any(f"os error {number}" in str(error) for number in _FULL)
-    causes = (error, error.__cause__, error.__context__)
-    return any(isinstance(e, OSError) and e.errno in _FULL for e in causes) or (
-        isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-    )
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_kit.engine.checkpoint import write_atomically
+from rlhf_kit.engine.checkpoint import write_atomically, writing
 
 
 def finite(value: Any) -> Any:
@@ -38,11 +38,15 @@ class MetricsFile:
         self._path, self._stamp = path, dict(stamp)
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one row."""
+        """Append one row.
+
+        Raises:
+            DataError: it cannot be written; the rows before it are as they were.
+        """
         row: dict[str, Any] = {"stage": stage, "step": step, "time": round(time.time(), 3)}
         row |= self._stamp | finite(dict(metrics))
         # Unbuffered, so that a full disk is noticed here and a row cut short can be taken back.
-        with self._path.open("a+b", buffering=0) as file:
+        with writing(self._path), self._path.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             # A kill may have cut the last row short: it must not swallow this one.
             cut = end and (file.seek(end - 1), file.read(1))[1] != b"\n"
@@ -51,7 +55,8 @@ class MetricsFile:
                 if file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             except OSError:
-                file.truncate(end)
+                with contextlib.suppress(OSError):  # a disk that fails may refuse this too
+                    file.truncate(end)
                 raise
 
     def rows(self, stage: str) -> list[bytes]:

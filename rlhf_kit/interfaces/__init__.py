@@ -18,7 +18,13 @@ from rlhf_kit.interfaces.engine import (
 )
 from rlhf_kit.interfaces.labeler import Labeler
 from rlhf_kit.interfaces.loss import AnyLoss, Loss, ObservingLoss
-from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource, NeedsModels
+from rlhf_kit.interfaces.memory import (
+    Identified,
+    Memory,
+    ModelSource,
+    NeedsModels,
+    ReadsFolders,
+)
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
 from rlhf_kit.interfaces.observer import Observer, ObserverContext
 from rlhf_kit.interfaces.policy import Policy, Reference
@@ -61,6 +67,7 @@ __all__ = [
     "ParameterGroup",
     "Policy",
     "PtxController",
+    "ReadsFolders",
     "Reference",
     "RewardFn",
     "RewardModel",

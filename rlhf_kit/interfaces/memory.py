@@ -65,6 +65,24 @@ class Memory(Protocol):
 
 
 @runtime_checkable
+class ReadsFolders(Protocol):
+    """A memory strategy that sees, before any weights are loaded, which folders it cannot read."""
+
+    @classmethod
+    def refuse(cls, options: Any, folder: Path, source: ModelSource, tokenizer: Tokenizer) -> None:
+        """Asked when a stage is built whose weights are in a folder of another run.
+
+        Args:
+            options: of the strategy.
+            folder: the stage folder.
+            source: of the model that the strategy would be built over, with its ``tokenizer``.
+
+        Raises:
+            RecipeError: ``folder`` was trained on another model, another tokenizer, ...
+        """
+
+
+@runtime_checkable
 class NeedsModels(Protocol):
     """A part that may need weights: ``load`` is called once, when a stage starts to run."""
 

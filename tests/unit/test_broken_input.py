@@ -1,7 +1,7 @@
 """What a user can get wrong: one clear line, the right exit code, and before any weights load.
 
-The model folder of most tests has a config and a tokenizer but no weights: whoever tries to load
-it fails with another message than the one expected.
+The model folder of most tests has weights that are all NaN: whoever tries to load them fails with
+another message than the one expected.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 from toy_plugins import offering, write_distribution
-from toys import COMMAND, environment, toy_tokenizer, write_toy_recipe
-from transformers import LlamaConfig
+from toys import COMMAND, environment, write_toy_model, write_toy_recipe
 from watchers import write_watcher
 
 from rlhf_kit.cli.main import main
@@ -31,9 +32,10 @@ from rlhf_kit.run import run_recipe
 
 @pytest.fixture(scope="module")
 def weightless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weightless")
-    LlamaConfig(max_position_embeddings=256, vocab_size=259).save_pretrained(folder)
-    toy_tokenizer().save_pretrained(folder)
+    folder = write_toy_model("llama", tmp_path_factory.mktemp("weightless"))
+    weights = load_file(folder / "model.safetensors")
+    gone = {name: torch.full_like(tensor, float("nan")) for name, tensor in weights.items()}
+    save_file(gone, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -83,7 +85,7 @@ def test_without_weights_the_stage_that_loads_them_says_so(
     result = rlhf_kit("run", write_toy_recipe(tmp_path, weightless, "hydra"))
     assert result.exit_code == 2
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"error: stage 'sft': model.name: cannot load '{weightless}': ")
+    assert last.startswith(f"error: stage 'sft': model: {weightless}: NaN or inf in 39 of its ")
 
 
 @pytest.mark.parametrize(

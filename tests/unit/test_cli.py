@@ -238,7 +238,7 @@ def test_exit_codes(error: BaseException, code: int, text: str) -> None:
 def test_an_unexpected_error_keeps_its_traceback() -> None:
     @click.group(cls=ErrorGroup, lazy={})
     def group() -> None:
-        raise OSError(errno.EACCES, "denied")
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "no disk has said that")
 
     group.get_command = lambda ctx, name: click.Command(name)  # type: ignore[method-assign]
     result = CliRunner().invoke(group, ["verb"])

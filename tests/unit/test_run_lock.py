@@ -200,5 +200,8 @@ def test_where_the_kernel_has_no_locks(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be made: "), locked(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(DataError, match="a file is where a folder should be"),
+        locked(tmp_path / "file" / "run"),
+    ):
         pass

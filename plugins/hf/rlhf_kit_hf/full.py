@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from rlhf_kit.engine.checkpoint import writing
 from rlhf_kit.errors import DataError, RecipeError
-from rlhf_kit.interfaces import Context, ModelSource
+from rlhf_kit.interfaces import Context, ModelSource, Tokenizer
 from rlhf_kit.types import PaddedTrunk
-from rlhf_kit_hf.artifact import write_note
+from rlhf_kit_hf.artifact import read_json, write_note
 from rlhf_kit_hf.layers import decoder_layers
-from rlhf_kit_hf.options import FullOptions
+from rlhf_kit_hf.loading import load_exactly, refuse_not_finite
+from rlhf_kit_hf.model_folder import CONFIG, model_damage
+from rlhf_kit_hf.options import FullOptions, MemoryOptions
 from rlhf_kit_hf.role import refuse_foreign, run_decoder
 from rlhf_kit_hf.strategy import Strategy
 from rlhf_kit_hf.tokenizer import reading
@@ -69,15 +70,8 @@ class FullRole:
             parameter.copy_(state[name])
 
     def save(self, folder: Path) -> None:
-        try:
+        with writing(folder):
             self._model.save_pretrained(folder)
-        except SafetensorError as error:
-            # safetensors puts the errno into words only.
-            if f"os error {errno.ENOSPC}" not in str(error):
-                raise
-            raise DataError(
-                f"{folder}: no space left on the disk; free some and run the same command again"
-            ) from error
         write_note(folder, FullOptions.strategy, **self._shape)
 
 
@@ -88,9 +82,13 @@ class FullMemory(Strategy):
         self._fresh: Any = self.load()
         self._kind = type(self._fresh)
 
-    def shape(self) -> dict[str, Any]:
+    @classmethod
+    def binding(
+        cls, options: MemoryOptions, source: ModelSource, tokenizer: Tokenizer
+    ) -> dict[str, Any]:
         """The weights come with the folder; which tokens they read does not."""
-        return {"tokenizer": reading(self.tokenizer), **super().shape()}
+        found = super().binding(options, source, tokenizer)
+        return {"tokenizer": reading(tokenizer), **found}
 
     def role(self, name: str, start: Path | None, *, trainable: bool) -> FullRole:
         fresh, self._fresh = self._fresh, None
@@ -100,19 +98,18 @@ class FullMemory(Strategy):
         del fresh  # its place is needed
         # from_pretrained, since save_pretrained may write other names than the model's own
         # (GPT-NeoX's head), leaves tied weights out, and splits what is large.
+        why = model_damage(start)
+        if why is not None:
+            raise DataError(f"{why}; train that stage again")
         self._same_architecture(start)
-        model, report = self._kind.from_pretrained(
-            start, dtype=self.dtype, local_files_only=True, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise RecipeError(
-                f"{start}: lacks weights: {', '.join(sorted(report['missing_keys']))}"
-            )
-        return FullRole(model.to(self.device).eval(), self.shape(), trainable=trainable)
+        load = partial(self._kind.from_pretrained, start, dtype=self.dtype, local_files_only=True)
+        model = load_exactly(load, start).to(self.device)
+        refuse_not_finite(model)
+        return FullRole(model, self.shape(), trainable=trainable)
 
     def _same_architecture(self, start: Path) -> None:
         """Or weights would be left out, and a model of a size of its own be made."""
-        kinds = json.loads((start / "config.json").read_text()).get("architectures") or []
+        kinds = read_json(start / CONFIG).get("architectures") or []
         if kinds and self._kind.__name__ not in kinds:
             raise RecipeError(
                 f"{start}: holds weights of {', '.join(kinds)}, and the recipe's model is "

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Module, ModuleList, Parameter
 
@@ -22,9 +21,8 @@ from rlhf_kit.engine.checkpoint import save_tensors
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit.types import PaddedTrunk, TrunkId
-from rlhf_kit_hf.artifact import write_note
+from rlhf_kit_hf.artifact import read_weights, write_note
 from rlhf_kit_hf.layers import layer_list
-from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import HydraOptions
 from rlhf_kit_hf.role import refuse_foreign, run_decoder
 from rlhf_kit_hf.strategy import SharedStrategy
@@ -164,13 +162,10 @@ class HydraMemory(SharedStrategy):
         self._trunk = Trunk(self.model, options.trainable_layers, self.backbone)
         self._check_split()
 
-    def shape(self) -> dict[str, Any]:
-        return {BACKBONE: self.backbone, **super().shape()}
-
     def role(self, name: str, start: Path | None, *, trainable: bool) -> HydraRole:
         role = HydraRole(self._trunk, self.shape(), trainable=trainable)
         if start is not None:
-            role.load_state_dict(load_file(start / WEIGHTS))
+            role.load_state_dict(read_weights(start / WEIGHTS, role.state_dict()))
         return role
 
     @torch.no_grad()

@@ -16,17 +16,15 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Embedding, Module, Parameter
 
 from rlhf_kit.engine.checkpoint import save_tensors
-from rlhf_kit.errors import RecipeError
+from rlhf_kit.errors import RecipeError, did_you_mean
 from rlhf_kit.interfaces import Context, ModelSource
 from rlhf_kit.types import PaddedTrunk
-from rlhf_kit_hf.artifact import write_note
+from rlhf_kit_hf.artifact import read_weights, write_note
 from rlhf_kit_hf.layers import decoder_layers
-from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import LoraOptions
 from rlhf_kit_hf.role import refuse_foreign, run_decoder
 from rlhf_kit_hf.strategy import SharedStrategy
@@ -120,17 +118,26 @@ class LoraRole:
         write_note(folder, LoraOptions.strategy, **self._shape)
 
 
-def _check_targets(model: PeftModel, wanted: str | list[str]) -> None:
-    """Refuse a name that is no module's, which peft passes over where another one is.
+def _refuse_unknown(model: Any, wanted: str | list[str]) -> None:
+    """Refuse a name that is no module's, which peft passes over where another one is."""
+    modules = [f".{name}" for name, module in model.named_modules() if not [*module.children()]]
+    for target in () if isinstance(wanted, str) else wanted:
+        if not any(name.endswith(f".{target}") for name in modules):
+            ours = {name for name, p in model.named_parameters() if p.dim() > 1}
+            there = sorted({name.split(".")[-2] for name in ours})
+            raise _refused(
+                f"the model has no module {target!r}{did_you_mean(target, there)}; it has "
+                f"{', '.join(there)}"
+            )
 
-    And an embedding that is not looked up by what it is called with, such as OPT's positions: its
-    adapter would be.
+
+def _refuse_positions(model: PeftModel) -> None:
+    """Refuse an embedding that is not looked up by what it is called with, such as OPT's
+
+    positions: its adapter would be.
     """
     tokens = model.get_base_model().get_input_embeddings()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    for target in () if isinstance(wanted, str) else wanted:
-        if not any(f".{name}".endswith(f".{target}") for name in layers):
-            raise _refused(f"the model has no module {target!r}")
     for name, layer in layers.items():
         base = layer.get_base_layer()
         if layer is tokens:
@@ -165,9 +172,6 @@ class LoraMemory(SharedStrategy):
         super().__init__(options, source, context)
         self._peft: PeftModel | None = None
 
-    def shape(self) -> dict[str, Any]:
-        return {BACKBONE: self.backbone, **super().shape()}
-
     def role(self, name: str, start: Path | None, *, trainable: bool) -> LoraRole:
         config = LoraConfig(
             r=self._options.rank,
@@ -181,20 +185,22 @@ class LoraMemory(SharedStrategy):
         # autocast_adapter_dtype=False: adapters keep the backbone's precision, since the optimizer
         # holds float32 masters; float32 adapters cost 38 % more activations.
         if self._peft is None:
+            _refuse_unknown(self.model, self._options.target_modules)
             try:
                 self._peft = get_peft_model(
                     self.model, config, adapter_name=name, autocast_adapter_dtype=False
                 )
-            except ValueError as error:  # a module of another kind, or none of that name
+            except ValueError as error:  # a module of another kind
                 raise _refused(str(error).strip().partition("\n")[0]) from error
-            _check_targets(self._peft, self._options.target_modules)
+            _refuse_positions(self._peft)
         else:
             with _trainable_kept(self._peft):
                 self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
         if start is not None:
-            result = set_peft_model_state_dict(
-                self._peft, load_file(start / WEIGHTS), adapter_name=name
+            fresh = get_peft_model_state_dict(
+                self._peft, adapter_name=name, save_embedding_layers=False
             )
-            assert not result.unexpected_keys, result.unexpected_keys
+            found = read_weights(start / WEIGHTS, fresh)
+            set_peft_model_state_dict(self._peft, found, adapter_name=name)
         self._peft.eval()
         return LoraRole(self._peft, name, self.shape(), trainable=trainable)

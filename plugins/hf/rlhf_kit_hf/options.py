@@ -167,10 +167,18 @@ class LoraOptions(MemoryOptions):
 
     rank: int = Field(16, ge=1, description="rank of the adapters")
     alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
-    target_modules: str | list[str] = Field(
+    target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear",
         description='module names, or "all-linear" for every linear layer but the head',
     )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _no_pattern(cls, names: Any) -> Any:
+        """One word is a regular expression to peft, which no bare name matches."""
+        if isinstance(names, str) and names != "all-linear":
+            raise ValueError(f'should be "all-linear" or a list of names, such as [{names}]')
+        return names
 
     @field_validator("target_modules")
     @classmethod

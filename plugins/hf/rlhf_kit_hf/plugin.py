@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from rlhf_kit import Component, hookimpl
+from rlhf_kit import Component, Part, hookimpl
 from rlhf_kit.recipe.agreement import loaded_refs
 from rlhf_kit_hf import options
+from rlhf_kit_hf.model_folder import CONFIG, gguf_damage, model_damage, weights_damage
 from rlhf_kit_hf.note import disagreement
 
 
@@ -72,9 +74,25 @@ def rlhf_components() -> Iterable[Component]:
     )
 
 
+def _models(recipe: Any) -> Iterable[Part]:
+    """Of the recipe, and of stages that have their own."""
+    yield recipe.model
+    yield from (recipe.model_and_memory(stage)[0] for stage in recipe.stages)
+
+
 @hookimpl
 def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
-    """Folders of other runs that the memory strategy of this recipe cannot load."""
+    """Models that cannot be whole, and folders of other runs that this recipe cannot load."""
+    for model in {part.key: part for part in _models(recipe)}.values():
+        match model.options:
+            case options.PretrainedOptions(name=Path() as folder):
+                key, why = "name", model_damage(folder)
+            case options.GGUFOptions(package=None, file=file) if file.is_file():
+                key, why = "file", gguf_damage(file)
+            case _:
+                continue
+        if why is not None:
+            yield f"{model.key}.{key}: {why}"
     for stage in recipe.stages.values():
         for loaded in loaded_refs(stage):
             if loaded.ref.folder is None:
@@ -85,5 +103,14 @@ def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
                 continue
             shape = {key: getattr(chosen, key) for key in sorted(chosen.binds())}
             why = disagreement(loaded.ref.folder, chosen.strategy, shape)
+            why = why or _damage(loaded.ref.folder)
             if why is not None:
                 yield f"{'.'.join(loaded.place)}: {why}"
+
+
+def _damage(folder: Path) -> str | None:
+    """What the headers of a stage's weights say against them."""
+    found = [weights_damage(path) for path in sorted(folder.glob("*.safetensors"))]
+    if (folder / CONFIG).is_file():
+        found.append(model_damage(folder))
+    return next((f"{why}; train that stage again" for why in found if why), None)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from rlhf_kit.ops.sequence import last_index
 
+POOLINGS = ("last", "mean")
+
 
 def pool(hidden: Tensor, places: Tensor, how: str) -> Tensor:
     """The state at the last of some places ("last"), or the average over them ("mean").

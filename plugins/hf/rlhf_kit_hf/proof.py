@@ -6,7 +6,6 @@ few on loading tells such a mistake from the model that was saved.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
-from rlhf_kit.errors import NumericsError
+from rlhf_kit.errors import DataError, NumericsError
 from rlhf_kit.types import TextBatch
+from rlhf_kit_hf.artifact import read_json
 
 PROOF = "reward_proof.json"
 _EXACT = 1e-4  # relative or absolute, where precision and kind of device are those of the saving
@@ -46,18 +46,22 @@ def check_proof(folder: Path, score: Score, dtype: torch.dtype, device: torch.de
     """Recompute the scores in ``folder``, if it has any.
 
     Raises:
+        DataError: the file is damaged.
         NumericsError: they are not what they were.
     """
     path = folder / PROOF
     if not path.is_file():
         return
-    content = json.loads(path.read_text())
-    texts = TextBatch(
-        torch.tensor(content["tokens"]),
-        torch.tensor(content["mask"], dtype=torch.bool),
-        torch.tensor(content["target"], dtype=torch.bool),
-    )
-    wanted = torch.tensor(content["scores"])  # [B]
+    content = read_json(path)
+    try:
+        texts = TextBatch(
+            torch.tensor(content["tokens"]),
+            torch.tensor(content["mask"], dtype=torch.bool),
+            torch.tensor(content["target"], dtype=torch.bool),
+        )
+        wanted = torch.tensor(content["scores"])  # [B]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: is damaged: {error}; train that stage again") from error
     gap = (score(texts).cpu() - wanted).abs()
     allowed = _EXACT * wanted.abs().clamp(min=1.0)
     now = {"dtype": _name(dtype), "device": device.type}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from rlhf_kit.engine.checkpoint import save_tensors, write_json
+from rlhf_kit.errors import DataError
 from rlhf_kit.types import PackedTexts, Samples, TextBatch, TrunkId
+from rlhf_kit_hf.artifact import read_json, read_weights
 from rlhf_kit_hf.packing import can_pack, should_pack
-from rlhf_kit_hf.pooling import pool
-from rlhf_kit_hf.proof import check_proof, write_proof
+from rlhf_kit_hf.pooling import POOLINGS, pool
+from rlhf_kit_hf.proof import PROOF, check_proof, write_proof
 from rlhf_kit_hf.role import Role
 
 HEAD, HEAD_CONFIG = "reward_head.safetensors", "reward_head.json"
+
+
+def has_head(folder: Path) -> bool:
+    """Whether a reward model was saved there; a policy's folder has none of a head's files."""
+    return any((folder / name).is_file() for name in (HEAD, HEAD_CONFIG, PROOF))
 
 
 class TransformersRewardModel:
@@ -149,8 +154,15 @@ class TransformersRewardModel:
         """Take head and pooling from the folder of a trained reward model.
 
         Raises:
+            DataError: a file of the head is missing or damaged.
             NumericsError: the scores of the folder's proof come out differently.
         """
-        self._head.load_state_dict(load_file(folder / HEAD))
-        self.pooling = json.loads((folder / HEAD_CONFIG).read_text())["pooling"]
+        self._head.load_state_dict(read_weights(folder / HEAD, self._head.state_dict()))
+        pooling = read_json(folder / HEAD_CONFIG).get("pooling")
+        if pooling not in POOLINGS:
+            raise DataError(
+                f"{folder / HEAD_CONFIG}: pooling is {pooling!r}, and may be "
+                f"{' or '.join(POOLINGS)}; train that stage again"
+            )
+        self.pooling = pooling
         check_proof(folder, self.score, self.dtype, self._device)

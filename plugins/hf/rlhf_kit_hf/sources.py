@@ -9,19 +9,23 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
 from rlhf_kit.content import file_hash
+from rlhf_kit.engine.checkpoint import writing
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
+from rlhf_kit_hf.loading import load_exactly
+from rlhf_kit_hf.model_folder import gguf_damage, listed, model_damage
 from rlhf_kit_hf.options import GGUFOptions, ModelOptions, PretrainedOptions
 from rlhf_kit_hf.tokenizer import ChatTokenizer
 
@@ -39,10 +43,19 @@ class PretrainedSource:
         self._options = options
         self._trust = {"trust_remote_code": options.trust_remote_code}
 
+    @property
+    def _folder(self) -> Path | None:
+        """None for a hub id."""
+        folder = Path(self._options.name)
+        return folder if folder.is_dir() else None
+
     def _call(self, loader: Any, **kwargs: Any) -> Any:
         try:
             return loader(self._options.name, revision=self._commit, **kwargs)
-        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        except (
+            *(OSError, ValueError, TypeError, RuntimeError),
+            *(StrictDataclassError, SafetensorError),
+        ) as error:
             raise self._cannot_load(error) from error
 
     def _cannot_load(self, error: Exception) -> RecipeError:
@@ -57,7 +70,7 @@ class PretrainedSource:
     def _commit(self) -> str | None:
         """What the revision of a hub id stands for now: everything is loaded at that commit."""
         name, revision = self._options.name, self._options.revision
-        if Path(name).is_dir():
+        if self._folder is not None:
             return None
         try:
             path = cached_file(name, "config.json", revision=revision)
@@ -75,7 +88,26 @@ class PretrainedSource:
         check_depth(self._config, self._options.layers)  # before any weights are loaded
         tokenizer = self._call(AutoTokenizer.from_pretrained, **self._trust)
         context = _context_length(self._config)
-        return ChatTokenizer(tokenizer, self._options, context, self._ends())
+        longest = self._options.max_length
+        if longest is not None and context is not None and longest > context:
+            raise RecipeError(
+                f"model.max_length: {longest}, but the model was made for {context} tokens; lower "
+                "it, or leave it out"
+            )
+        made = ChatTokenizer(tokenizer, self._options, context, self._ends())
+        self._refuse_beyond(made)
+        return made
+
+    def _refuse_beyond(self, tokenizer: ChatTokenizer) -> None:
+        rows = self._config.get_text_config().vocab_size
+        beyond = tokenizer.beyond(rows)
+        if beyond:
+            names = [f"{text!r} ({id})" for text, id in beyond.items()]
+            raise RecipeError(
+                f"model.name: {self._options.name}: its tokenizer has tokens that its embedding of "
+                f"{rows} rows has not: {listed(names)}; use the tokenizer that the weights were "
+                "trained with, or resize the embedding"
+            )
 
     def _ends(self) -> list[Any]:
         """What the model's own configuration ends a response with."""
@@ -89,17 +121,25 @@ class PretrainedSource:
         return [token for ids in lists for token in ids]
 
     def fingerprint(self) -> dict[str, Any]:
-        folder = Path(self._options.name)
-        if not folder.is_dir():
+        folder = self._folder
+        if folder is None:
             return {"name": self._options.name, "commit": self._commit} | _cut(self._options)
         files = {path.relative_to(folder).as_posix(): path for path in _read_files(folder)}
         hashes = {name: file_hash(path) for name, path in sorted(files.items())}
         return {"files": hashes} | _cut(self._options)
 
     def load(self, dtype: torch.dtype) -> Any:
-        model = self._call(
-            AutoModelForCausalLM.from_pretrained, dtype=dtype, use_safetensors=True, **self._trust
-        ).eval()
+        why = model_damage(self._folder) if self._folder is not None else None
+        if why is not None:
+            raise RecipeError(f"model.name: {why}")
+        loader = partial(
+            self._call,
+            AutoModelForCausalLM.from_pretrained,
+            dtype=dtype,
+            use_safetensors=True,
+            **self._trust,
+        )
+        model = load_exactly(loader, f"model.name: {self._options.name}")
         if self._options.layers is not None:
             keep_layers(model, self._options.layers)
         return model
@@ -174,6 +214,9 @@ def _locate(options: GGUFOptions) -> Path:
     path = folder / options.file
     if not path.is_file():
         raise RecipeError(f"model.file: {path} does not exist")
+    why = gguf_damage(path)
+    if why is not None:
+        raise RecipeError(f"model.file: {why}")
     return path
 
 
@@ -181,8 +224,17 @@ def _convert(path: Path, folder: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise RecipeError("model: reading GGUF needs the package gguf; pip install gguf")
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        load = partial(AutoModelForCausalLM.from_pretrained, **where, dtype=torch.float32)
+        quantised = load_exactly(load, path)
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever its reader meets in a damaged file
+        raise RecipeError(
+            f"model.file: {path}: cannot be read as GGUF: {type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}; fetch it again"
+        ) from error
     # The loaded model remembers that it was quantised and refuses to be saved: its (float32)
     # weights move into a plain one.
     config = copy.deepcopy(quantised.config)
@@ -192,10 +244,11 @@ def _convert(path: Path, folder: Path) -> None:
         plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(quantised.state_dict(), assign=True)
     plain.tie_weights()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = Path(temporary) / "model"
-        plain.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        if not folder.exists():
-            shutil.move(made, folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            made = Path(temporary) / "model"
+            plain.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            if not folder.exists():
+                shutil.move(made, folder)

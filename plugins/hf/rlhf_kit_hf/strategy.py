@@ -13,12 +13,14 @@ import torch
 
 from rlhf_kit.engine.precision import resolve_device, resolve_dtype
 from rlhf_kit.errors import RecipeError
-from rlhf_kit.interfaces import Context, ModelSource
+from rlhf_kit.interfaces import Context, ModelSource, Tokenizer
 from rlhf_kit_hf.artifact import check_note
 from rlhf_kit_hf.dropout import add_residual_dropout
+from rlhf_kit_hf.loading import refuse_not_finite
+from rlhf_kit_hf.note import BACKBONE
 from rlhf_kit_hf.options import MemoryOptions
 from rlhf_kit_hf.policy import TransformersPolicy, TransformersReference
-from rlhf_kit_hf.reward_model import HEAD, TransformersRewardModel
+from rlhf_kit_hf.reward_model import TransformersRewardModel, has_head
 from rlhf_kit_hf.role import Role
 
 
@@ -41,15 +43,31 @@ class Strategy(ABC):
         """The pretrained model, on the device, in evaluation mode.
 
         Raises:
-            RecipeError: its logits are not what its head makes of its states.
+            RecipeError: a weight is not finite, or its logits are not what its head makes of its
+                states.
         """
         model = self._source.load(self.dtype).requires_grad_(False).to(self.device)
+        refuse_not_finite(model)
         _check_head(model)
         return model
 
     def shape(self) -> dict[str, Any]:
         """What must agree between the run that wrote a folder and the one that reads it."""
-        return {key: getattr(self._options, key) for key in sorted(self._options.binds())}
+        return self.binding(self._options, self._source, self.tokenizer)
+
+    @classmethod
+    def binding(
+        cls, options: MemoryOptions, source: ModelSource, tokenizer: Tokenizer
+    ) -> dict[str, Any]:
+        """``shape`` without the weights."""
+        return {key: getattr(options, key) for key in sorted(options.binds())}
+
+    @classmethod
+    def refuse(
+        cls, options: MemoryOptions, folder: Path, source: ModelSource, tokenizer: Tokenizer
+    ) -> None:
+        """See rlhf_kit.interfaces.ReadsFolders."""
+        check_note(folder, options.strategy, **cls.binding(options, source, tokenizer))
 
     @abstractmethod
     def role(self, name: str, start: Path | None, *, trainable: bool) -> Role:
@@ -83,8 +101,16 @@ class Strategy(ABC):
         init_std: float | None = None,
         trainable: bool = True,
     ) -> TransformersRewardModel:
+        """One that is not trained, and a critic, never begin with a head that is drawn."""
         role = self._role("reward", start, trainable=trainable)
-        return self._headed(role, start, pooling=pooling, init_std=init_std, trainable=trainable)
+        fresh = start is None or (trainable and not has_head(start))
+        return self._headed(
+            role,
+            None if fresh else start,
+            pooling=pooling,
+            init_std=init_std,
+            trainable=trainable,
+        )
 
     def critic(self, start: Path | None, *, init_std: float = 0.0) -> TransformersRewardModel:
         role = self._role("critic", start, trainable=True)
@@ -93,7 +119,7 @@ class Strategy(ABC):
     def _headed(
         self,
         role: Role,
-        start: Path | None,
+        head: Path | None,
         *,
         pooling: str,
         init_std: float | None,
@@ -107,8 +133,8 @@ class Strategy(ABC):
             init_std=init_std,
             trainable=trainable,
         )
-        if start is not None and (start / HEAD).is_file():
-            model.load_head(start)
+        if head is not None:
+            model.load_head(head)
         return model
 
 
@@ -119,15 +145,26 @@ class SharedStrategy(Strategy):
         super().__init__(options, source, context)
         self.model = self.load()
 
+    def shape(self) -> dict[str, Any]:
+        return {**super().shape(), BACKBONE: self.backbone}
+
+    @classmethod
+    def binding(
+        cls, options: MemoryOptions, source: ModelSource, tokenizer: Tokenizer
+    ) -> dict[str, Any]:
+        return {BACKBONE: _hash(source), **super().binding(options, source, tokenizer)}
+
     @cached_property
     def backbone(self) -> str:
         """What the frozen weights are, for people and as a hash of the model source."""
         config = self.model.config.get_text_config()
-        text = json.dumps(self._source.fingerprint(), sort_keys=True, default=str)
-        return (
-            f"{config.model_type} {config.num_hidden_layers} x {config.hidden_size} "
-            f"{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        )
+        size = f"{config.num_hidden_layers} x {config.hidden_size}"
+        return f"{config.model_type} {size} {_hash(self._source)}"
+
+
+def _hash(source: ModelSource) -> str:
+    text = json.dumps(source.fingerprint(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @torch.no_grad()

@@ -183,6 +183,17 @@ class ChatTokenizer:
             return encode(MARK + text)
         return ids
 
+    def beyond(self, rows: int) -> dict[str, int]:
+        """The tokens that an embedding of ``rows`` has no row for, text -> id, in order.
+
+        But those that nothing here writes: some models are published with a control token more.
+        """
+        silent = {id for id, token in self.hf.added_tokens_decoder.items() if token.special}
+        turns = self._template.turns if self._template is not None else ""
+        written = {self.pad_id, self.separator_id, *self.begin_ids, *self.end_ids}
+        found = sorted((id, text) for text, id in self.hf.get_vocab().items() if id >= rows)
+        return {t: id for id, t in found if id not in silent or id in written or t in turns}
+
     def decode(self, tokens: list[int]) -> str:
         kept = [token for token in tokens if token not in self._hidden]
         return str(self.hf.decode(kept, skip_special_tokens=True)).strip()
