@@ -16,7 +16,7 @@ from rlhf_kit.interfaces.engine import (
     Term,
     World,
 )
-from rlhf_kit.interfaces.labeler import Labeler
+from rlhf_kit.interfaces.labeler import Labeler, Labels
 from rlhf_kit.interfaces.loss import AnyLoss, Loss, ObservingLoss
 from rlhf_kit.interfaces.memory import Identified, Memory, ModelSource, NeedsModels
 from rlhf_kit.interfaces.normalizer import InvertibleNormalizer, Normalizer
@@ -48,6 +48,7 @@ __all__ = [
     "InvertibleNormalizer",
     "KLController",
     "Labeler",
+    "Labels",
     "Loss",
     "Memory",
     "ModelReward",
