@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.foreign import foreign, untouched
-from rlhf_kit.errors import NumericsError
+from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import (
     CompositeReward,
     Labeler,
@@ -18,6 +19,7 @@ from rlhf_kit.interfaces import (
     RewardFn,
     RewardOfParts,
 )
+from rlhf_kit.origins import Whose
 from rlhf_kit.types import Prompts, Row, Samples
 
 
@@ -29,7 +31,7 @@ class Scores(NamedTuple):
     tokens: Tensor | None  # [B, R] float32 of a reward that scores tokens; total is their sum
 
 
-def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
+def _checked(scores: Any, samples: Samples, name: object) -> Tensor:
     """[B], or [B, R] with zeros in the padding."""
     if not isinstance(scores, Tensor):
         try:
@@ -71,15 +73,28 @@ def score(reward: RewardFn, samples: Samples, name: str = "reward") -> Scores:
         NumericsError: wrong shape, or a score that is not finite.
     """
     components: dict[str, Tensor] = {}
-    with foreign(name), untouched(samples, "samples", name):
+    who = Whose(reward, name)
+    with foreign(who), untouched(samples, "samples", who, reward):
         if isinstance(reward, CompositeReward):
             found = reward.components(samples).items()
-            components = {key: _checked(x, samples, f"{name}.{key}") for key, x in found}
-            scores = _checked(reward.combine(components), samples, name)
+            components = {key: _checked(x, samples, Whose(reward, name, key)) for key, x in found}
+            scores = _checked(reward.combine(components), samples, who)
         else:
-            scores = _checked(reward(samples), samples, name)
+            scores = _checked(reward(samples), samples, who)
     sums = {key: _summed(x) for key, x in components.items()}
     return Scores(_summed(scores), sums, scores if scores.dim() > 1 else None)
+
+
+@torch.no_grad()
+def scores_of(reward: RewardFn, samples: Samples, name: str = "reward") -> Tensor:
+    """[B] or [B, R] float32: what ``reward`` returns, for who makes a reward of several.
+
+    Raises:
+        NumericsError: wrong shape, or a score that is not finite.
+    """
+    who = Whose(reward, name)
+    with foreign(who), untouched(samples, "samples", who, reward):
+        return _checked(reward(samples), samples, who)
 
 
 def needs_models(part: Any) -> bool:
@@ -90,7 +105,8 @@ def needs_models(part: Any) -> bool:
 def load_models(part: Any, memory: Memory) -> None:
     """Let a part that needs models load them."""
     if isinstance(part, NeedsModels) and part.needs_models:
-        part.load(memory)
+        with foreign(Whose(part, type(part).__name__, "load")):
+            part.load(memory)
 
 
 def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> Scores | None:
@@ -111,7 +127,39 @@ def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> Scor
 def try_out_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
     """The same for a labeler: it must rank two made-up answers without an error."""
     if not needs_models(labeler):
-        labeler(_made_up(rows))
+        ranked(labeler, _made_up(rows))
+
+
+@torch.no_grad()
+def ranked(labeler: Labeler, samples: Samples) -> tuple[list[int], list[float] | None]:
+    """What a labeler says of ``samples``: ranks [B], and scores [B] where it has any.
+
+    Raises:
+        PluginError: it says something else.
+        NumericsError: a score is not finite.
+    """
+    who = Whose(labeler, "labeler")
+    with foreign(who), untouched(samples, "samples", who, labeler):
+        found = labeler(samples)
+        ranks, scores = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+        ranks = None if ranks is None else [*ranks]
+        scores = None if scores is None else [float(x) for x in scores]
+    if ranks is None:
+        raise PluginError(
+            f"{who} returned {type(found).__name__}; it should return (ranks, scores)"
+        )
+    whole = all(isinstance(x, int) and not isinstance(x, bool) for x in ranks)
+    if len(ranks) != len(samples) or not whole or any(x < 0 for x in ranks):
+        raise PluginError(
+            f"{who} returned ranks {ranks!r:.60}; they should be {len(samples)} integers, 0 the "
+            "best of its group"
+        )
+    if scores is not None and len(scores) != len(samples):
+        raise PluginError(f"{who} returned {len(scores)} scores of {len(samples)} samples")
+    bad = [x for x in scores or () if not math.isfinite(x)]
+    if bad:
+        raise NumericsError(f"{who}: a score is {bad[0]}; scores must be finite")
+    return ranks, scores
 
 
 def _made_up(rows: Sequence[Row]) -> Samples:
