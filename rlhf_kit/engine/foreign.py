@@ -51,19 +51,29 @@ class foreign:
             raise PluginError(f"{self._who}: {one_line(error)}") from error
 
 
+def first_call(part: object) -> bool:
+    """Whether this is asked of ``part`` for the first time."""
+    met = _MET.get(part) is not None
+    _MET.add(part, True)
+    return not met
+
+
 @contextmanager
-def untouched(value: Any, name: str, who: object, part: object = None) -> Iterator[None]:
+def untouched(value: Any, name: str, who: object, closely: bool = False) -> Iterator[None]:
     """Refuse ``who`` when something of ``value`` is written to inside.
 
-    A tensor tells by its version counter, which costs nothing next to what is done with it. The
-    first time that ``part`` is called, rows and the content of tensors are compared too: a write
-    through ``numpy`` counts nowhere.
+    A tensor tells by its version counter, which costs nothing next to what is done with it.
+
+    Args:
+        value: a tensor, a dataclass or a mapping.
+        name: what a message calls it.
+        who: whose call it is.
+        closely: compare rows and the content of tensors too, as at a first call: a write through
+            ``numpy`` counts nowhere.
     """
     before = _versions(value, [])
-    copies = None if part is None or _MET.get(part) else dict(_copies(value, name))
+    copies = dict(_copies(value, name)) if closely else None
     yield
-    if part is not None and copies is not None:
-        _MET.add(part, True)
     now = _versions(value, [])
     changed = None
     if now != before:

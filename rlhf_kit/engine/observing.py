@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_kit.engine.foreign import untouched
+from rlhf_kit.engine.foreign import first_call, untouched
 from rlhf_kit.engine.seeding import randomness_kept
 from rlhf_kit.interfaces import Observer
 from rlhf_kit.origins import Whose
@@ -51,7 +51,7 @@ class Observers(Observer):
     def rollout_collected(self, stage: str, step: int, rollout: Rollout) -> None:
         for name, observer in self._observers.items():
             who = Whose(observer, f"observer {name!r}")
-            with untouched(rollout, "rollout", who, observer):
+            with untouched(rollout, "rollout", who, first_call(observer)):
                 self._ask(name, observer, partial(observer.rollout_collected, stage, step, rollout))
 
     def step_ended(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:

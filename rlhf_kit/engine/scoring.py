@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import foreign, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, untouched
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import (
     CompositeReward,
@@ -74,7 +74,7 @@ def score(reward: RewardFn, samples: Samples, name: str = "reward") -> Scores:
     """
     components: dict[str, Tensor] = {}
     who = Whose(reward, name)
-    with foreign(who), untouched(samples, "samples", who, reward):
+    with foreign(who), untouched(samples, "samples", who, first_call(reward)):
         if isinstance(reward, CompositeReward):
             found = reward.components(samples).items()
             components = {key: _checked(x, samples, Whose(reward, name, key)) for key, x in found}
@@ -93,7 +93,7 @@ def scores_of(reward: RewardFn, samples: Samples, name: str = "reward") -> Tenso
         NumericsError: wrong shape, or a score that is not finite.
     """
     who = Whose(reward, name)
-    with foreign(who), untouched(samples, "samples", who, reward):
+    with foreign(who), untouched(samples, "samples", who, first_call(reward)):
         return _checked(reward(samples), samples, who)
 
 
@@ -139,7 +139,7 @@ def ranked(labeler: Labeler, samples: Samples) -> tuple[list[int], list[float] |
         NumericsError: a score is not finite.
     """
     who = Whose(labeler, "labeler")
-    with foreign(who), untouched(samples, "samples", who, labeler):
+    with foreign(who), untouched(samples, "samples", who, first_call(labeler)):
         found = labeler(samples)
         ranks, scores = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
         ranks = None if ranks is None else [*ranks]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import foreign, scalar, shape_of, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, scalar, shape_of, untouched
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import ObservingLoss, Term
 from rlhf_kit.origins import Whose
@@ -29,7 +29,7 @@ def output_of(term: Term, inputs: Any, observed: Mapping[str, Tensor], name: str
         NumericsError: the total is not finite.
     """
     who = Whose(term.loss, _name(name))
-    with foreign(who), untouched(inputs, "inputs", who, term.loss):
+    with foreign(who), untouched(inputs, "inputs", who, first_call(term.loss)):
         output = term.output(inputs, observed)
     if not isinstance(output, LossOutput):
         raise PluginError(
@@ -85,7 +85,7 @@ def observed_by(term: Term, inputs: Any, name: str) -> dict[str, Tensor]:
     """
     assert isinstance(term.loss, ObservingLoss)
     who = Whose(term.loss, _name(name), "observe")
-    with foreign(who), untouched(inputs, "inputs", who, term.loss):
+    with foreign(who), untouched(inputs, "inputs", who, first_call(term.loss)):
         found = term.loss.observe(inputs)
     if not isinstance(found, Mapping):
         raise PluginError(

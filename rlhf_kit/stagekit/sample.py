@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf_kit.engine.foreign import foreign, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, untouched
 from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Policy, Sampler
 from rlhf_kit.origins import Whose
@@ -25,7 +25,7 @@ def drawn(sampler: Sampler, policy: Policy, prompts: Prompts, sampling: Sampling
         PluginError: the sampler gives something else.
     """
     who = Whose(sampler, f"sampler {type(sampler).__name__}")
-    with foreign(who), untouched(prompts, "prompts", who, sampler):
+    with foreign(who), untouched(prompts, "prompts", who, first_call(sampler)):
         found = sampler(policy, prompts, sampling)
     if not isinstance(found, Samples):
         raise PluginError(f"{who} returned {type(found).__name__}; it should return Samples")

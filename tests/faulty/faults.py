@@ -22,7 +22,7 @@ class Fault:
 def _each(
     seam: str, key: str, stage: str, base: str, faults: str, exit_code: int = 2
 ) -> list[Fault]:
-    """``faults``: blocks of "name | what is said" and the indented body of a class over ``base``."""
+    """``faults``: blocks of "name | what is said" and the body of a class behind ``base``."""
     found = []
     for block in faults.strip().split("\n---\n"):
         head, _, body = block.partition("\n")
@@ -123,7 +123,7 @@ cannot be called | : Faulty lacks __call__\\(samples\\); RewardFn has __call__\\
     def score(self, samples):
         return torch.zeros(len(samples))
 ---
-takes two | : Faulty has __call__\\(samples, row\\), called as __call__\\(samples\\): missing .*'row'
+takes two | : Faulty has __call__\\(samples, row\\), called as .*: missing .*'row'
     def __call__(self, samples, row):
         return torch.zeros(len(samples))
 ---
@@ -649,7 +649,7 @@ MEMORY = _each(
 no critic | : Faulty has a critic that is NoneType; it should be a method
     critic = None
 ---
-no dropout | has policy\\(start, trainable=\\.\\.\\.\\), called as policy\\(start, trainable=.*residual_dropout
+no dropout | has policy\\(start, trainable=\\.\\.\\.\\), called as .*.*residual_dropout
     def policy(self, start, trainable=True):
         return super().policy(start, trainable=trainable)
 ---
@@ -685,7 +685,7 @@ raises | : step\\(\\): ConnectionError: rank 1 is gone \\(faulty\\.py:\\d+\\)
 STAGE = _each(
     "stage",
     "stages.mine",
-    "mine",
+    "sft",
     _INIT,
     """
 does not run | : Faulty lacks run\\(run\\); Stage has run\\(run\\)

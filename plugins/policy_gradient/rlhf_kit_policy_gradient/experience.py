@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import foreign, like, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, like, untouched
 from rlhf_kit.engine.remembering import remembering
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import AdvantageEstimator, Normalizer
@@ -45,7 +45,7 @@ def normalised(normalizer: Normalizer | None, x: Tensor, mask: Tensor) -> Tensor
     given = {"x": x, "mask": mask}
     with (
         foreign(who),
-        untouched(given, "inputs", who, normalizer),
+        untouched(given, "inputs", who, first_call(normalizer)),
         remembering(normalizer, who),
     ):
         found = normalizer(x, mask)
@@ -132,7 +132,7 @@ def estimated(estimator: AdvantageEstimator, experience: Experience) -> Advantag
     who = Whose(estimator, f"advantage {type(estimator).__name__}")
     with (
         foreign(who),
-        untouched(experience, "experience", who, estimator),
+        untouched(experience, "experience", who, first_call(estimator)),
         remembering(estimator, who),
     ):
         found = estimator(experience)

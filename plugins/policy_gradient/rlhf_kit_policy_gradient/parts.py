@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.ema import WeightAverage
-from rlhf_kit.engine.foreign import foreign, like, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, like, untouched
 from rlhf_kit.interfaces import (
     AdvantageEstimator,
     AnyLoss,
@@ -85,7 +85,7 @@ class CriticPart:
 def values_of(critic: ValueHead, states: Tensor, samples: Samples) -> Tensor:
     """[B, R]: see ``CriticPart.values``."""
     who = Whose(critic, "critic")
-    with foreign(who), untouched(samples, "samples", who, critic):
+    with foreign(who), untouched(samples, "samples", who, first_call(critic)):
         found = critic(states, samples)
     finite = not torch.is_grad_enabled()
     return like(found, samples.response_mask, who, "values are", finite=finite)
