@@ -215,8 +215,9 @@ def slot(seam: str, *, use: str | None = None, rows: str | None = None, descript
     offers the name. ``rows`` is the kind of rows that is read; data that declares others is
     refused.
     """
-    marks = {"seam": seam, "use": use, "rows": rows}
-    return Field(description=description, json_schema_extra=marks)
+    return Field(
+        description=description, json_schema_extra={"seam": seam, "use": use, "rows": rows}
+    )
 
 
 def slots(seam: str, *, description: str) -> Any:

@@ -87,9 +87,10 @@ def _has(built: object, name: str) -> bool:
 
 def _found(built: object, name: str) -> Any:
     """What stands under ``name``, without computing a property."""
+    if name == "__call__":
+        return built if callable(built) else _ABSENT
     try:
-        # Methods that Python itself looks up are those of the class.
-        return inspect.getattr_static(type(built) if name == "__call__" else built, name)
+        return inspect.getattr_static(built, name)
     except AttributeError:
         pass
     try:
@@ -154,8 +155,10 @@ def _plain(signature: inspect.Signature) -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
-    name = stars.get(parameter.kind, "") + parameter.name
+    stars = (parameter.kind is parameter.VAR_POSITIONAL) + 2 * (
+        parameter.kind is parameter.VAR_KEYWORD
+    )
+    name = "*" * stars + parameter.name
     return name if parameter.default is parameter.empty else f"{name}=..."
 
 

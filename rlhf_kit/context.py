@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from rlhf_kit.components import Part, StageRef
 from rlhf_kit.conforming import refuse_unlike_seam
 from rlhf_kit.content import Contents
+from rlhf_kit.engine.foreign import foreign
 from rlhf_kit.engine.guarded import GuardedEngine, GuardedMemory, GuardedSource, guarded_data
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.interfaces import (
@@ -69,7 +70,8 @@ class ModelAndMemory:
         resolved: dict[str, Any] = {}
         target = self.memory.component.load()
         if isinstance(target, Identified):
-            resolved |= target.identity(self.memory.options)
+            with foreign(f"{named(self.memory)}: identity()"):
+                resolved |= target.identity(self.memory.options)
         return {
             MODEL: identity(self.model, now) | {"weights": self.source.fingerprint()},
             MEMORY: identity(self.memory, now) | resolved,
@@ -255,9 +257,7 @@ def construct(part: Part, context: StageContext | ObserverContext | None, **extr
     except RlhfKitError:
         raise
     except (Exception, SystemExit) as error:
-        cause = one_line(error)
-        text = f"{who}: {part.component.target} could not be built: {cause}"
-        raise PluginError(text) from error
+        raise PluginError(f"{who} could not be built: {one_line(error)}") from error
     refuse_unlike_seam(built, part.component.seam, who)
     remember(built, part)
     return built

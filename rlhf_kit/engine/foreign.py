@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
+from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
@@ -58,8 +58,7 @@ def first_call(part: object) -> bool:
     return not met
 
 
-@contextmanager
-def untouched(value: Any, name: str, who: object, closely: bool = False) -> Iterator[None]:
+class untouched:
     """Refuse ``who`` when something of ``value`` is written to inside.
 
     A tensor tells by its version counter, which costs nothing next to what is done with it.
@@ -71,63 +70,89 @@ def untouched(value: Any, name: str, who: object, closely: bool = False) -> Iter
         closely: compare rows and the content of tensors too, as at a first call: a write through
             ``numpy`` counts nowhere.
     """
-    before = _versions(value, [])
-    copies = dict(_copies(value, name)) if closely else None
-    yield
-    now = _versions(value, [])
-    changed = None
-    if now != before:
-        names = [key for key, x in _leaves(value, name) if _counts(x)]
-        pairs = zip(names, before, now, strict=False)
-        changed = next((key for key, old, new in pairs if old != new), name)
-    elif copies is not None:
-        found = dict(_leaves(value, name))
-        changed = next((k for k, old in copies.items() if not _same(old, found.get(k))), None)
-    if changed is not None:
+
+    __slots__ = ("_before", "_copies", "_name", "_tensors", "_value", "_who")
+
+    def __init__(self, value: Any, name: str, who: object, closely: bool = False) -> None:
+        self._value, self._name, self._who = value, name, who
+        self._tensors = _tensors(value)
+        self._before = list(map(_version, self._tensors))
+        self._copies = dict(_copied_leaves(value, name)) if closely else None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            return
+        if self._before != list(map(_version, self._tensors)):
+            self._refuse(next(self._written(), self._name))
+        if self._copies is not None:
+            now = dict(_leaves(self._value, self._name))
+            for key, old in self._copies.items():
+                if not _same(old, now.get(key)):
+                    self._refuse(key)
+
+    def _written(self) -> Iterator[str]:
+        """The names of the tensors that have been written to."""
+        pairs = zip(self._tensors, self._before, strict=True)
+        changed = {id(x) for x, before in pairs if x._version != before}
+        return (key for key, x in _leaves(self._value, self._name) if id(x) in changed)
+
+    def _refuse(self, what: str) -> None:
         raise PluginError(
-            f"{who} wrote into {changed}, which others read; make a copy first (x.clone())"
+            f"{self._who} wrote into {what}, which others read; make a copy first (x.clone())"
         )
 
 
+_version = attrgetter("_version")
+
+
 @cache
-def _fields(kind: type) -> tuple[str, ...]:
-    return tuple(item.name for item in fields(kind))
+def _fields(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass; nothing of another class."""
+    return tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
 
 
-def _counts(x: Any) -> bool:
-    return isinstance(x, Tensor) and not x.is_inference()
+@cache
+def _parts(kind: Any) -> Callable[[Any], Iterable[Any]] | None:
+    """How to get all that is in an object of a class; None where there is nothing to look for."""
+    names = _fields(kind)
+    if len(names) > 1:
+        return attrgetter(*names)
+    if names:
+        return lambda value: (getattr(value, names[0]),)
+    return (lambda value: value.values()) if issubclass(kind, Mapping) else None
 
 
-def _versions(value: Any, found: list[int]) -> list[int]:
-    """How often each tensor of ``value`` has been written to, in the order of ``_leaves``."""
-    if isinstance(value, Tensor):
-        inside: Any = (value,)
-    elif is_dataclass(value):
-        inside = [getattr(value, name) for name in _fields(type(value))]
-    else:
-        inside = value.values() if isinstance(value, Mapping) else ()
-    for x in inside:
+def _tensors(value: Any) -> list[Tensor]:
+    """Every tensor in ``value`` that counts how often it is written to."""
+    found: list[Tensor] = []
+    todo = [value]
+    for x in todo:
         if isinstance(x, Tensor):
             if not x.is_inference():
-                found.append(x._version)
-        elif is_dataclass(x) or isinstance(x, Mapping):
-            _versions(x, found)
+                found.append(x)
+        elif parts := _parts(x.__class__):
+            todo.extend(parts(x))
     return found
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Tensors and rows by their names."""
-    if is_dataclass(value):
-        for key in _fields(type(value)):
-            yield from _leaves(getattr(value, key), f"{name}.{key}")
-    elif isinstance(value, Mapping):
+    names = _fields(value.__class__)
+    for key in names:
+        yield from _leaves(getattr(value, key), f"{name}.{key}")
+    if names:
+        return
+    if isinstance(value, Mapping):
         for key, each in value.items():
             yield from _leaves(each, f"{name}.{key}")
     elif isinstance(value, Tensor | list | tuple):
         yield name, value
 
 
-def _copies(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _copied_leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     for key, x in _leaves(value, name):
         if not isinstance(x, Tensor):
             yield key, _copied(x)

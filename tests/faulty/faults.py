@@ -86,9 +86,12 @@ _MEMORY = """
 from rlhf_kit_hf.full import FullMemory
 from rlhf_kit_hf.options import FullOptions
 
-class Good(FullMemory):
+class Good:
     def __init__(self, options, source, context):
-        super().__init__(FullOptions(dtype="float32", device="cpu"), source, context)
+        inner = FullMemory(FullOptions(dtype="float32", device="cpu"), source, context)
+        self.__dict__ |= {k: getattr(inner, k) for k in ROLES if k not in vars(type(self))}
+
+ROLES = ("policy", "reference", "scorer", "critic")
 """
 _ENGINE = """
 from rlhf_kit_engines.options import SingleOptions
@@ -149,7 +152,7 @@ edits rows | wrote into samples\\.prompts\\.rows, which others read
     def __call__(self, samples):
         return [len(row.pop("prompt")) for row in samples.rows]
 ---
-cannot be built | : faulty:Faulty could not be built: OSError: no such judge \\(faulty\\.py:\\d+\\)
+cannot be built |  could not be built: OSError: no such judge \\(faulty\\.py:\\d+\\)
     def __init__(self, options):
         raise OSError("no such judge")
 ---
@@ -651,7 +654,7 @@ no critic | : Faulty has a critic that is NoneType; it should be a method
 ---
 no dropout | has policy\\(start, trainable=\\.\\.\\.\\), called as .*.*residual_dropout
     def policy(self, start, trainable=True):
-        return super().policy(start, trainable=trainable)
+        return None
 ---
 no policy | : policy\\(\\): NoneType lacks
     def policy(self, start, *, trainable=True, residual_dropout=0.0):
@@ -660,6 +663,11 @@ no policy | : policy\\(\\): NoneType lacks
 raises | : reference\\(\\): FileNotFoundError: adapter \\(faulty\\.py:\\d+\\)
     def reference(self, start):
         raise FileNotFoundError("adapter")
+---
+has no identity | : identity\\(\\): AttributeError: 'Options' object has no attribute 'dtype'
+    @staticmethod
+    def identity(options):
+        return {"dtype": options.dtype}
 """,
 )
 
@@ -754,7 +762,7 @@ OTHERS = [
         "reward",
         "stages.ppo.reward",
         "Faulty = 3.0",
-        ": faulty:Faulty could not be built: TypeError: 3.0 is not a callable object",
+        " could not be built: TypeError: 3.0 is not a callable object",
     ),
     Fault(
         "reward: built into nothing",

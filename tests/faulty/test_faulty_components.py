@@ -46,7 +46,7 @@ def written(fault: Fault, folder: Path) -> list[str]:
     recipe.write_text(yaml.safe_dump(values, sort_keys=False))
     plugin = folder / "faulty.py"
     plugin.write_text(PLUGIN.format(code=fault.code, seam=fault.seam, target=fault.target))
-    return ["run", str(recipe), "--plugin", str(plugin), "--out", str(folder / "out"), "--plain"]
+    return ["run", str(recipe), "--plugin", str(plugin), "--out", str(folder / "out")]
 
 
 def line_of(recipe: Path) -> int:

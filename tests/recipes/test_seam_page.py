@@ -29,7 +29,7 @@ def test_an_example_runs(
     words = shlex.split(command)
     toy_recipe(Path("toy"), Path(words[1]).stem)
     Path(name).write_text(code)
-    result = CliRunner().invoke(main, [*words, "--out", "out", "--plain"])
+    result = CliRunner().invoke(main, [*words, "--out", "out"])
     assert result.exit_code == 0, result.output
     assert words[words.index("--plugin") + 1] == name
     assert len(list(Path("out").glob("stages/*/stage.json"))) >= 1

@@ -126,7 +126,6 @@ def _state(part: KLController | PtxController) -> dict[str, Any]:
 
 
 def _coefficient(found: object, who: object) -> float:
-    number = isinstance(found, int | float) and not isinstance(found, bool)
-    if not (number and 0 <= found < math.inf):
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < math.inf:
         raise PluginError(f"{who} returned {found!r}; it should return a number, 0 or more")
     return float(found)
