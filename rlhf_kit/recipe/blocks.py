@@ -85,7 +85,8 @@ class Blocks:
         if not isinstance(name, str):
             self.problems.add(at, f"is {in_short(name)}; should be the name of {article(seam)}")
             return None
-        written = _writes(self.document.values, at)
+        named = not spelled_out or "use" in block
+        written = named and _writes(self.document.values, at)
         # A default means what its author meant, whoever else offers the name.
         mine = () if written else (*(package for _, package in self._around[-1:]), BUILT_IN)
         try:

@@ -74,8 +74,6 @@ def check_reward(
     def score(batch: Samples) -> Tensor:
         with torch.no_grad():
             scores = reward(batch)
-        if isinstance(scores, list):
-            scores = torch.tensor(scores, dtype=torch.float32)
         float32(scores, [len(batch)], f"{name}: the scores")
         bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
         if bad:

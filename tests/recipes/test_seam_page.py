@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from toys import environment
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.interfaces import SEAMS
@@ -42,13 +43,12 @@ def test_every_example_is_run() -> None:
     assert not {seam for seam in set(SEAMS) - losses if seam not in headings}
 
 
-def test_the_toy_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_toy_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((words, printed),) = re.findall(r"\$ python (-m rlhf_kit\.testing.*)\n(.*)\n", PAGE)
+    command = [sys.executable, *words.split()]
+    found = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert found.stdout == f"{printed}\n"
     monkeypatch.chdir(tmp_path)
-    (words,) = re.findall(r"\$ python -m (rlhf_kit\.testing\S*) (.*)", PAGE)
-    monkeypatch.setattr(sys, "argv", [words[0], *words[1].split()])
-    monkeypatch.delitem(sys.modules, words[0], raising=False)
-    runpy.run_module(words[0], run_name="__main__")
-    assert capsys.readouterr().out == "toy/ppo.yaml\n"
-    assert CliRunner().invoke(main, ["check", "toy/ppo.yaml"]).exit_code == 0
+    assert CliRunner().invoke(main, ["check", printed]).exit_code == 0
