@@ -39,11 +39,6 @@ def refuse_unlike(built: object, interface: Any, who: object) -> None:
         )
 
 
-def is_like(built: object, interface: type) -> bool:
-    """Whether ``built`` has all of ``interface``, found without computing a property."""
-    return not any(_wrong(built, interface))
-
-
 def refuse_unlike_seam(built: object, seam: str, who: object) -> None:
     """The same for what a component of ``seam`` has built; of a stranger's seam nothing is known.
 

@@ -6,20 +6,19 @@ Each is called a few times in a stage or once in a step, so that a guard costs n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.nn import Parameter
 
-from rlhf_kit.conforming import is_like, refuse_unlike
-from rlhf_kit.engine.foreign import foreign
+from rlhf_kit.conforming import refuse_unlike
+from rlhf_kit.engine.foreign import first_call, foreign
 from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import (
     Critic,
     DataSource,
-    DropsRows,
     Engine,
     Memory,
     ModelSource,
@@ -37,46 +36,56 @@ from rlhf_kit.stage_options import OptimizerOptions
 from rlhf_kit.types import Row
 
 
-class GuardedSource:
+class _Guarded:
+    """Passes on whatever else a stranger's part has, such as what its counts say."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_inner" or name.startswith("__"):  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+class GuardedSource(_Guarded):
     """Implements rlhf_kit.interfaces.ModelSource."""
 
-    def __init__(self, source: ModelSource) -> None:
-        self._source = source
+    _inner: ModelSource
 
     def tokenizer(self) -> Tokenizer:
-        who = Whose(self._source, "model", "tokenizer()")
+        who = Whose(self._inner, "model", "tokenizer()")
         with foreign(who):
-            found = self._source.tokenizer()
+            found = self._inner.tokenizer()
         refuse_unlike(found, Tokenizer, who)
         return found
 
     def fingerprint(self) -> dict[str, Any]:
         """Raises PluginError where it is no dict that JSON can hold."""
-        who = Whose(self._source, "model", "fingerprint()")
+        who = Whose(self._inner, "model", "fingerprint()")
         with foreign(who):
-            found = self._source.fingerprint()
+            found = self._inner.fingerprint()
             json.dumps(found)
         if not isinstance(found, dict):
             raise PluginError(f"{who} returned {type(found).__name__}; it should return a dict")
         return found
 
     def load(self, dtype: Any) -> Any:
-        with foreign(Whose(self._source, "model", "load()")):
-            return self._source.load(dtype)
+        with foreign(Whose(self._inner, "model", "load()")):
+            return self._inner.load(dtype)
 
 
-class GuardedMemory:
+class GuardedMemory(_Guarded):
     """Implements rlhf_kit.interfaces.Memory."""
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    _inner: Memory
 
     def policy(
         self, start: Path | None, *, trainable: bool = True, residual_dropout: float = 0.0
     ) -> Policy:
         who = self._who("policy()")
         with foreign(who):
-            found = self._memory.policy(
+            found = self._inner.policy(
                 start, trainable=trainable, residual_dropout=residual_dropout
             )
         refuse_unlike(found, Policy, who)
@@ -85,7 +94,7 @@ class GuardedMemory:
     def reference(self, start: Path | None) -> Reference:
         who = self._who("reference()")
         with foreign(who):
-            found = self._memory.reference(start)
+            found = self._inner.reference(start)
         refuse_unlike(found, Reference, who)
         return found
 
@@ -99,7 +108,7 @@ class GuardedMemory:
     ) -> RewardModel:
         who = self._who("scorer()")
         with foreign(who):
-            found = self._memory.scorer(
+            found = self._inner.scorer(
                 start, pooling=pooling, init_std=init_std, trainable=trainable
             )
         refuse_unlike(found, RewardModel, who)
@@ -108,31 +117,29 @@ class GuardedMemory:
     def critic(self, start: Path | None, *, init_std: float = 0.0) -> Critic:
         who = self._who("critic()")
         with foreign(who):
-            found = self._memory.critic(start, init_std=init_std)
+            found = self._inner.critic(start, init_std=init_std)
         refuse_unlike(found, Critic, who)
         return found
 
     def _who(self, what: str) -> Whose:
-        return Whose(self._memory, "memory", what)
+        return Whose(self._inner, "memory", what)
 
 
-class GuardedEngine:
+class GuardedEngine(_Guarded):
     """Implements rlhf_kit.interfaces.Engine."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._known = False
+    _inner: Engine
 
     @property
     def world(self) -> World:
-        return self._engine.world
+        return self._inner.world
 
     def optimizer(
         self, groups: Sequence[ParameterGroup], options: OptimizerOptions, total_steps: int
     ) -> Optimizer:
         who = self._who("optimizer()")
         with foreign(who):
-            found = self._engine.optimizer(groups, options, total_steps)
+            found = self._inner.optimizer(groups, options, total_steps)
         refuse_unlike(found, Optimizer, who)
         return found
 
@@ -140,11 +147,10 @@ class GuardedEngine:
     def step(self, optimizer: Optimizer, watch: Sequence[Parameter] = ()) -> Iterator[Step]:
         who = self._who("step()")
         with foreign(who):
-            manager = self._engine.step(optimizer, watch)
+            manager = self._inner.step(optimizer, watch)
             step = manager.__enter__()
-        if not self._known:
+        if first_call(self):
             refuse_unlike(step, Step, who)
-            self._known = True
         try:
             yield step
         except BaseException as error:  # of the body, which is not the engine's
@@ -155,25 +161,24 @@ class GuardedEngine:
             manager.__exit__(None, None, None)
 
     def _who(self, what: str) -> Whose:
-        return Whose(self._engine, "engine", what)
+        return Whose(self._inner, "engine", what)
 
 
-class GuardedData:
-    """Implements rlhf_kit.interfaces.DataSource."""
+class GuardedData(_Guarded):
+    """Implements rlhf_kit.interfaces.DataSource, and DropsRows where the source does."""
 
-    def __init__(self, source: DataSource) -> None:
-        self._source = source
+    _inner: DataSource
 
     @property
     def ready(self) -> bool:
         with foreign(self._who("ready")):
-            return bool(self._source.ready)
+            return bool(self._inner.ready)
 
     def split(self, name: str) -> Sequence[Row]:
         """Raises PluginError where it is no sequence of dicts."""
         who = self._who(f"split({name!r})")
         with foreign(who):
-            rows = self._source.split(name)
+            rows = self._inner.split(name)
             listed = isinstance(rows, Sequence) and not isinstance(rows, str)
             first = [type(row).__name__ for row in rows[:1]] if listed else []
         if first != ["dict"]:
@@ -184,25 +189,10 @@ class GuardedData:
     def fingerprint(self) -> str:
         who = self._who("fingerprint()")
         with foreign(who):
-            found = self._source.fingerprint()
+            found = self._inner.fingerprint()
         if not isinstance(found, str):
             raise PluginError(f"{who} returned {type(found).__name__}; it should return text")
         return found
 
     def _who(self, what: str) -> Whose:
-        return Whose(self._source, "data", what)
-
-
-class GuardedDroppingData(GuardedData):
-    """Implements rlhf_kit.interfaces.DropsRows too."""
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        with foreign(self._who("dropped")):
-            assert isinstance(self._source, DropsRows)
-            return {str(why): int(count) for why, count in self._source.dropped.items()}
-
-
-def guarded_data(source: DataSource) -> GuardedData:
-    """``source``, which counts what it drops if it did so before."""
-    return GuardedDroppingData(source) if is_like(source, DropsRows) else GuardedData(source)
+        return Whose(self._inner, "data", what)
