@@ -19,11 +19,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from rlhf_kit.errors import PluginError, did_you_mean
-from rlhf_kit.option_fields import key_of, over_defaults
+from rlhf_kit.option_fields import holds_truth, is_of_numbers, key_of, over_defaults
 
 T = TypeVar("T")
 
@@ -71,6 +72,15 @@ class Options(BaseModel):
     @classmethod
     def _over_defaults(cls, values: Any) -> Any:
         return over_defaults(cls, values) if isinstance(values, Mapping) else values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's ``yes`` is no 1."""
+        assert info.field_name is not None
+        if holds_truth(value) and is_of_numbers(cls.model_fields[info.field_name].annotation):
+            raise ValueError("should be a number, not true or false")
+        return value
 
     def effect(self, name: str) -> str:
         """What a change of the field ``name`` does: "identity", "execution" or "observation".
@@ -155,6 +165,8 @@ class Component:
     parameter named ``context`` (see :class:`rlhf_kit.interfaces.Context`).
     ``needs`` are those of its seam in :data:`NEEDS`: a recipe is checked against them, and a run
     builds what is needed and nothing else.
+    ``rows`` is set by data only and names the kinds that its rows can be read as ("prompts",
+    "demonstrations", "comparisons", "text", ...), so that a slot for others refuses it early.
     ``produces`` is set by stages only and names the kind of artifact in their folder ("policy",
     "reward_model", "comparisons", ...), so that a reference to the wrong kind is refused early.
     """
@@ -166,6 +178,7 @@ class Component:
     summary: str = ""
     produces: str = ""
     needs: frozenset[str] = frozenset()
+    rows: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         check_needs(self.seam, self.name, self.needs)
@@ -175,7 +188,7 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.seam} {self.name!r}: cannot import {self.target}: "
                 f"{type(error).__name__}: {error}"
@@ -193,13 +206,18 @@ class Part:
     where: str  # "recipes/quickstart.yaml:31"
 
 
-def slot(seam: str, *, use: str | None = None, description: str) -> Any:
+def slot(seam: str, *, use: str | None = None, rows: str | None = None, description: str) -> Any:
     """Declare an options field of type ``Part`` or ``Part | None``: a nested component of ``seam``.
 
     ``use`` names the default component, or for data the default entry of the recipe's ``data:``;
-    without it the recipe must fill the slot, unless the field's type admits None.
+    without it the recipe must fill the slot, unless the field's type admits None. A default is the
+    component of that name in the same package, else the one that comes with rlhf-kit, whoever else
+    offers the name. ``rows`` is the kind of rows that is read; data that declares others is
+    refused.
     """
-    return Field(description=description, json_schema_extra={"seam": seam, "use": use})
+    return Field(
+        description=description, json_schema_extra={"seam": seam, "use": use, "rows": rows}
+    )
 
 
 def slots(seam: str, *, description: str) -> Any:

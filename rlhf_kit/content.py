@@ -181,7 +181,10 @@ def _top_level(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _package_folders(top: str) -> list[Path]:
+    """None of a plugin file, which lies beside whatever else is in its folder."""
     spec = _top_level(top)
+    if spec is not None and spec.origin and Path(spec.origin).name != "__init__.py":
+        return []
     places = spec.submodule_search_locations if spec is not None else None
     return [Path(place) for place in places or ()]
 
@@ -216,10 +219,10 @@ def _named(node: ast.AST, package: str) -> Iterator[str]:
         if node.level:
             parents = package.split(".")
             above = parents[: len(parents) - node.level + 1]
-            base = ".".join([*above, *([base] if base else [])])
+            base = ".".join(filter(None, [*above, base]))
         if base:
             yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+        yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
         module = node.args[0].value
         if _word(node.func) in ("import_module", "__import__") and isinstance(module, str):

@@ -13,7 +13,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from rlhf_kit.components import Part, StageRef
+from rlhf_kit.conforming import refuse_unlike_seam
 from rlhf_kit.content import Contents
+from rlhf_kit.engine.foreign import foreign
+from rlhf_kit.engine.guarded import GuardedData, GuardedEngine, GuardedMemory, GuardedSource
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.integrity import check_artifact
 from rlhf_kit.interfaces import (
@@ -29,6 +32,8 @@ from rlhf_kit.interfaces import (
     Tokenizer,
     World,
 )
+from rlhf_kit.origins import named, remember
+from rlhf_kit.plugins import one_line
 from rlhf_kit.recipe import Recipe, StageBlock, plain
 from rlhf_kit.recipe.agreement import loaded_refs
 from rlhf_kit.recipe.identity import execution, identity
@@ -68,7 +73,8 @@ class ModelAndMemory:
         resolved: dict[str, Any] = {}
         target = self.memory.component.load()
         if isinstance(target, Identified):
-            resolved |= target.identity(self.memory.options)
+            with foreign(f"{named(self.memory)}: identity()"):
+                resolved |= target.identity(self.memory.options)
         return {
             MODEL: identity(self.model, now) | {"weights": self.source.fingerprint()},
             MEMORY: identity(self.memory, now) | resolved,
@@ -95,14 +101,14 @@ class RunContext:
         model, memory = self.recipe.model_and_memory(stage)
         key = _meaning(model)
         if key not in self._sources:
-            self._sources[key] = construct(model, None)
+            self._sources[key] = GuardedSource(construct(model, None))
         found = ModelAndMemory(model, memory, self._sources[key])
         return self._pairs.setdefault(found.key, found)
 
     @cached_property
     def engine(self) -> Engine:
         """One for all stages: what it starts, such as a process group, is started once."""
-        return construct(self.recipe.engine, None)
+        return GuardedEngine(construct(self.recipe.engine, None))
 
     def stage_folder(self, id: str) -> Path:
         return self.folder / STAGES / id
@@ -126,7 +132,7 @@ class RunContext:
     def data(self, part: Part, context: StageContext) -> DataSource:
         """Data sources are shared: the same block is read once."""
         if part.key not in self._data:
-            self._data[part.key] = construct(part, context)
+            self._data[part.key] = GuardedData(construct(part, context))
         return self._data[part.key]
 
     def artifact(self, ref: StageRef) -> Path:
@@ -232,7 +238,7 @@ class StageContext:
         found = self._memories.get(pair.key)
         if found is None:
             context = StageContext(self._run, self.stage, pair)
-            found = construct(pair.memory, context, source=pair.source)
+            found = GuardedMemory(construct(pair.memory, context, source=pair.source))
             self._memories[pair.key] = found
         return found
 
@@ -256,19 +262,22 @@ def construct(part: Part, context: StageContext | ObserverContext | None, **extr
     """Call a component's target with its options, and with the context if it asks for it.
 
     Raises:
-        PluginError: the target cannot be imported or built; RlhfKitErrors pass through.
+        PluginError: the target cannot be imported or built, or what it gives is not what its seam
+            promises; RlhfKitErrors pass through.
     """
-    target = part.component.load()
-    wants = inspect.signature(target).parameters
-    if "context" in wants:
-        extra = {**extra, "context": context}
+    who = named(part)
     try:
-        return target(part.options, **extra)
+        target = part.component.load()
+    except PluginError as error:
+        raise PluginError(f"{part.where}: {part.key}: {error}") from error
+    try:
+        if "context" in inspect.signature(target).parameters:
+            extra = {**extra, "context": context}
+        built = target(part.options, **extra)
     except RlhfKitError:
         raise
     except (Exception, SystemExit) as error:
-        cause = str(error).strip().partition("\n")[0]
-        raise PluginError(
-            f"{part.where}: {part.key}: {part.component.target} could not be built: "
-            f"{type(error).__name__}: {cause}"
-        ) from error
+        raise PluginError(f"{who} could not be built: {one_line(error)}") from error
+    refuse_unlike_seam(built, part.component.seam, who)
+    remember(built, part)
+    return built

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,31 @@ def admits(field: FieldInfo, kind: type) -> bool:
     return any(
         option is kind or typing.get_origin(option) is kind for option in kinds(field.annotation)
     )
+
+
+def is_of_numbers(annotation: Any) -> bool:
+    """Whether a type is made of numbers, at any depth, and of nothing that may be true or false."""
+    plain = set(_plain_types(annotation))
+    return bool(plain & {int, float}) and not plain & {bool, Any, object}
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    kind = typing.get_origin(annotation)
+    inside = typing.get_args(annotation)
+    if kind is None or kind is typing.Literal:
+        yield kind or annotation
+        return
+    for item in inside[:1] if kind is typing.Annotated else inside:
+        yield from _plain_types(item)
+
+
+def holds_truth(value: Any) -> bool:
+    """Whether a value is true or false, or a list or mapping with one in it."""
+    if isinstance(value, Mapping):
+        return any(map(holds_truth, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(holds_truth, value))
+    return isinstance(value, bool)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -108,7 +108,7 @@ def _load(loaded: LoadedPlugins, plugin: Plugin, load: Any) -> None:
         found = load()
         components = _components(found)
         if plugin.file is not None:
-            components = [_own_target(c, found, plugin.package) for c in components]
+            components = [_own_target(c, found, plugin.file) for c in components]
         loaded.manager.register(found, name=f"{plugin.package}:{plugin.name}")
     except KeyboardInterrupt:
         raise
@@ -170,27 +170,47 @@ def _checked(item: Any) -> Component:
 
 
 def _import(path: Path) -> ModuleType:
-    """Import one file under a name that no other module has."""
+    """Import one file under a name that no other module has.
+
+    It is a package to itself, so that it can use a file beside it: ``from .helper import thing``.
+    """
     name = f"rlhf_kit_file_{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
+    beside, spec = [str(path.parent)], None
+    if path.suffix == ".py":
+        spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=beside)
     if spec is None or spec.loader is None:
         raise PluginError("is not a Python file; a plugin file's name should end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
+    except BaseException as error:
+        for made in [other for other in sys.modules if other.partition(".")[0] == name]:
+            del sys.modules[made]
+        if isinstance(error, ModuleNotFoundError) and _beside(path, str(error.name)):
+            raise PluginError(
+                f"imports {error.name!r}, which lies beside it; write `from .{error.name} import "
+                "...`, with a dot"
+            ) from error
         raise
     return module
 
 
-def _own_target(component: Component, module: ModuleType, stem: str) -> Component:
-    """Let a file call itself by its stem ("my_loss:MyLoss"): it cannot know its unique name."""
+def _beside(path: Path, name: str) -> bool:
+    return path.with_name(f"{name}.py").is_file()
+
+
+def _own_target(component: Component, module: ModuleType, path: Path) -> Component:
+    """Let a file call itself by its stem ("my_loss:MyLoss"): it cannot know its unique name.
+
+    And a file beside it likewise.
+    """
     where, _, attribute = component.target.partition(":")
-    if where != stem:
-        return component
-    return replace(component, target=f"{module.__name__}:{attribute}")
+    if where == path.stem:
+        return replace(component, target=f"{module.__name__}:{attribute}")
+    if _beside(path, where):
+        return replace(component, target=f"{module.__name__}.{where}:{attribute}")
+    return component
 
 
 def one_line(error: BaseException) -> str:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from pydantic import BaseModel
 
 from rlhf_kit.components import Component
 from rlhf_kit.errors import PluginError, RecipeError, did_you_mean
+from rlhf_kit.option_fields import declared, models_in
 from rlhf_kit.plugins import BrokenPlugin, LoadedPlugins
+from rlhf_kit.seams import GRAMMAR
 
+BUILT_IN = "rlhf-kit"  # the distribution of the components that come along
 _SHOWN = 12  # names listed in an error message before it refers to `plugins list`
 
 
@@ -29,6 +35,20 @@ class Registry:
         """The seams that some component fills."""
         return sorted({seam for seam, _ in self._offers})
 
+    def unused(self, seam: str | None = None) -> list[str]:
+        """A line about each component, of ``seam`` if one is given, that no recipe could use.
+
+        Neither the grammar of a recipe nor a slot of any component asks for its seam.
+        """
+        options = [component.options for *_, component in self.all()]
+        asked = {*GRAMMAR, *(str(d["seam"]) for o in options for d in _declared(o) if "seam" in d)}
+        return [
+            f"{component.seam} {component.name!r} of package {package!r} cannot be used: no slot "
+            f"asks for {article(component.seam)}{did_you_mean(component.seam, asked)}"
+            for package, _, component in self.all()
+            if component.seam not in asked and seam in (None, component.seam)
+        ]
+
     def names(self, seam: str) -> list[str]:
         """The component names of one seam."""
         return sorted(name for other, name in self._offers if other == seam)
@@ -41,8 +61,12 @@ class Registry:
             if len({package for package, _, _ in offers}) > 1
         )
 
-    def find(self, seam: str, name: str, where: str, key: str) -> tuple[Component, str]:
+    def find(
+        self, seam: str, name: str, where: str, key: str, preferred: Sequence[str] = ()
+    ) -> tuple[Component, str]:
         """Return the component that ``name`` or ``package/name`` means, and its package.
+
+        Where several packages offer a bare name, the first of ``preferred`` that does is meant.
 
         Raises RecipeError for an unknown or ambiguous name, and PluginError when a broken plugin
         may be the reason. ``where`` ("file:line") and ``key`` (dotted) only serve the message.
@@ -57,6 +81,9 @@ class Registry:
         if not offers:
             raise self._unknown(seam, name, place)
         packages = sorted({offer[0] for offer in offers})
+        first = [p for other in preferred for p in packages if _same(p, other)]
+        if len(packages) > 1 and first:
+            packages, offers = first[:1], [offer for offer in offers if offer[0] == first[0]]
         if len(packages) > 1:
             raise RecipeError(
                 f"{place}{len(packages)} packages offer {article(seam)} {bare!r}; write "
@@ -99,6 +126,17 @@ class Registry:
                 f"{place}{what}; or it was to come from {_broken(self.loaded.broken)}"
             )
         return RecipeError(place + what)
+
+
+def _declared(
+    options: type[BaseModel], seen: frozenset[type[BaseModel]] = frozenset()
+) -> Iterator[Mapping[str, object]]:
+    """What the fields of an options class, and of the blocks inside it, declare."""
+    for field in options.model_fields.values():
+        yield declared(field)
+        for model in models_in(field.annotation):
+            if model not in seen:
+                yield from _declared(model, seen | {options, model})
 
 
 def _same(package: str, other: str) -> bool:

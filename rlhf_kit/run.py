@@ -13,8 +13,9 @@ from typing import Any
 from rlhf_kit import manifest
 from rlhf_kit.context import RunContext
 from rlhf_kit.engine.checkpoint import write_atomically, write_json, writing
-from rlhf_kit.engine.metrics import MetricsFile, finite, peak_rss_mib, reset_peak_rss
+from rlhf_kit.engine.metrics import MetricsFile, peak_rss_mib, reset_peak_rss
 from rlhf_kit.engine.observing import Observers
+from rlhf_kit.engine.outcome import outcome
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.release import release_memory
 from rlhf_kit.engine.signals import StopRequests
@@ -217,7 +218,7 @@ def _run_stage(
         fresh=record.changed,
     )
     try:
-        summary = finite(stage.run(execution))
+        summary = outcome(stage, execution)
         execution.begin()  # a stage may have nothing to write
     except BaseException as error:
         if execution.begun:
@@ -246,4 +247,5 @@ def _run_stage(
 
 def _located(error: RlhfKitError, id: str) -> str:
     text = str(error)
-    return text if f"stage {id!r}" in text else f"stage {id!r}: {text}"
+    named = f"stage {id!r}" in text or f": stages.{id}" in text
+    return text if named else f"stage {id!r}: {text}"

@@ -9,6 +9,10 @@ MODEL: Final = "model"
 ENGINE: Final = "engine"
 MEMORY: Final = "memory"
 DATA: Final = "data"
+OBSERVER: Final = "observer"
+
+GRAMMAR = frozenset({STAGE, MODEL, ENGINE, MEMORY, DATA, OBSERVER})
+"""Those that a recipe has a block for."""
 
 NAMED = frozenset({DATA})
 """Parts with a name at the top of a recipe: a bare word in a slot is one of those names. A run

@@ -67,7 +67,7 @@ class SamplingOptions(Options):
 class PromptOptions(Options):
     """Prompts, and how they are answered."""
 
-    prompts: Part = slot("data", use="prompts", description="the prompts to answer")
+    prompts: Part = slot("data", use="prompts", rows="prompts", description="the prompts to answer")
     max_prompt_tokens: int | None = Field(
         None,
         ge=1,

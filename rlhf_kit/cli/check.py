@@ -32,7 +32,9 @@ def check(
     show_filled: bool,
     as_json: bool,
 ) -> None:
-    resolved, _, _ = open_recipe(recipe, overrides, plugin_files)
+    resolved, _, registry = open_recipe(recipe, overrides, plugin_files)
+    for line in registry.unused():
+        click.echo(f"warning: {line}", err=True)
     if as_json:
         click.echo(json.dumps(_account(resolved) | {"recipe": filled(resolved)}, indent=2))
     elif show_filled:

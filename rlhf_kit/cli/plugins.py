@@ -49,10 +49,14 @@ def list_components(seam: str | None, plugin_files: tuple[Path, ...], as_json: b
         {"plugin": b.name, "package": b.package, "error": b.cause}
         for b in sorted(loaded.broken, key=lambda b: (b.package, b.name))
     ]
+    unused = registry.unused(seam)
     if as_json:
-        click.echo(json.dumps({"components": rows, "broken": broken}, indent=2))
+        found = {"components": rows, "broken": broken, "unused": unused}
+        click.echo(json.dumps(found, indent=2))
         return
     show_table(["SEAM", "NAME", "PACKAGE", "SUMMARY"], [list(row.values()) for row in rows])
+    for line in unused:
+        click.echo(line)
     if broken:
         click.echo("\nfailed to load:")
         for item in broken:

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rlhf_kit.engine.foreign import foreign, scalar, untouched
 from rlhf_kit.engine.observed import observed
+from rlhf_kit.engine.terms import count_of, output_of, total_count
 from rlhf_kit.engine.world import ALONE
-from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import Optimizer, Step, Term, World
-from rlhf_kit.types import LossOutput
 
 Micro = TypeVar("Micro")
 
@@ -50,7 +48,7 @@ class AccumulatingStep:
             inputs = forward(micro)
             total = torch.zeros(())
             for name, term in terms.items():
-                output = self._output(name, term, inputs[name], seen[name])
+                output = output_of(term, inputs[name], seen[name], name)
                 total = total + output.total * (term.weight / counts[name])
                 for key, value in {"loss": output.total, **output.stats}.items():
                     key = f"{name}/{key}"
@@ -61,40 +59,12 @@ class AccumulatingStep:
         if label is not None and self.watched:
             self.stats[f"gradient_norm/{label}"] = self._added(before)
 
-    @staticmethod
-    def _output(name: str, term: Term, inputs: Any, observed: Mapping[str, Tensor]) -> LossOutput:
-        """What a loss says of a micro-batch, which must be what its seam promises."""
-        who = f"loss {name!r}"
-        with foreign(who), untouched(inputs, "inputs", who):
-            output = term.output(inputs, observed)
-        if not isinstance(output, LossOutput):
-            raise PluginError(
-                f"{who} returned {type(output).__name__}; it should return a LossOutput"
-            )
-        if not torch.isfinite(scalar(output.total, f"{who}: total")):
-            raise NumericsError(f"{who} is {output.total.item()}: the step was not taken")
-        if not output.total.requires_grad:
-            raise PluginError(
-                f"{who}: total does not depend on what is trained; compute it from the inputs, "
-                "without detach() or item()"
-            )
-        for key, value in output.stats.items():
-            scalar(value, f"{who}: statistic {key!r}")
-        if "loss" in output.stats:
-            raise PluginError(f"{who}: a statistic is called 'loss', as the total is; rename it")
-        return output
-
     def _count(self, name: str, term: Term, micro_batches: Sequence[Any]) -> Tensor:
         """Of the whole step, over all ranks; at least 1, where nothing is counted."""
-        who, counts = f"loss {name!r}: count", torch.zeros(())
+        counts = torch.zeros(())
         for micro in micro_batches:
-            with foreign(who):
-                found = term.loss.count(term.counted(micro))
-            counts = counts + scalar(found, who)
-        total = self.world.sum(counts)
-        if not total >= 0:
-            raise PluginError(f"{who} is {total.item()}; it should be 0 or more")
-        return total.clamp(min=1)
+            counts = counts + count_of(term, term.counted(micro), name)
+        return total_count(term, self.world.sum(counts), name)
 
     def _gradients(self) -> list[Tensor | None]:
         found = self.optimizer.gradients(self.watched)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from rlhf_kit.engine.observed import observed
+from rlhf_kit.engine.terms import count_of, output_of
 from rlhf_kit.interfaces import Term
 
 Batch = TypeVar("Batch")
@@ -25,8 +26,8 @@ def held_out_loss(
     sums: dict[str, float] = {}
     count = 0.0
     for batch in batches:
-        output = term.output(inputs(batch), seen)
+        output = output_of(term, inputs(batch), seen, "")
         for key, value in {"loss": output.total, **output.stats}.items():
             sums[key] = sums.get(key, 0.0) + value.item()
-        count += term.loss.count(term.counted(batch)).item()
+        count += count_of(term, term.counted(batch), "").item()
     return {key: value / max(count, 1.0) for key, value in sums.items()}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import foreign, scalar, untouched
+from rlhf_kit.engine.terms import observed_by
 from rlhf_kit.engine.world import ALONE
 from rlhf_kit.interfaces import ObservingLoss, Term, World
 
@@ -32,11 +32,8 @@ def observed(
     for batch in batches if asking else ():
         read = inputs(batch) if shared else {}
         for name, term in asking.items():
-            assert isinstance(term.loss, ObservingLoss)
             given = read[name] if term.observed is None else term.observed(batch)
-            who = f"loss {name!r}: observe" if name else "observe"
-            with foreign(who), untouched(given, "inputs", who):
-                seen = {k: scalar(x, f"{who}: {k!r}") for k, x in term.loss.observe(given).items()}
+            seen = observed_by(term, given, name)
             for key, value in seen.items():
                 sums[name][key] = sums[name].get(key, torch.zeros(())) + value
     return {n: {k: world.sum(x) for k, x in found.items()} for n, found in sums.items()}

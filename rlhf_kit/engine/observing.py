@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_kit.engine.foreign import untouched
+from rlhf_kit.engine.foreign import first_call, untouched
 from rlhf_kit.engine.seeding import randomness_kept
 from rlhf_kit.interfaces import Observer
+from rlhf_kit.origins import Whose
+from rlhf_kit.plugins import one_line
 from rlhf_kit.types import Rollout
 
 if TYPE_CHECKING:
@@ -48,8 +50,9 @@ class Observers(Observer):
 
     def rollout_collected(self, stage: str, step: int, rollout: Rollout) -> None:
         for name, observer in self._observers.items():
-            with untouched(rollout, "rollout", f"observer {name!r}"):
-                self._ask(name, partial(observer.rollout_collected, stage, step, rollout))
+            who = Whose(observer, f"observer {name!r}")
+            with untouched(rollout, "rollout", who, first_call(observer)):
+                self._ask(name, observer, partial(observer.rollout_collected, stage, step, rollout))
 
     def step_ended(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         self._tell(lambda observer: observer.step_ended(stage, step, dict(metrics)))
@@ -59,9 +62,9 @@ class Observers(Observer):
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
         for name, observer in self._observers.items():
-            self._ask(name, partial(event, observer))
+            self._ask(name, observer, partial(event, observer))
 
-    def _ask(self, name: str, event: Callable[[], None]) -> None:
+    def _ask(self, name: str, observer: Observer, event: Callable[[], None]) -> None:
         try:
             with randomness_kept(), torch.set_grad_enabled(torch.is_grad_enabled()):
                 event()
@@ -70,5 +73,5 @@ class Observers(Observer):
         except BaseException as error:  # sys.exit is no reason to end a run either
             if name not in self._reported:
                 self._reported.add(name)
-                cause = f"{type(error).__name__}: {error}"
-                self._warn(f"warning: observer {name!r} failed: {cause} (said once)")
+                who = Whose(observer, f"observer {name!r}")
+                self._warn(f"warning: {who} failed: {one_line(error)} (said once)")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import foreign, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, untouched
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import (
     CompositeReward,
     Labeler,
+    Labels,
     Memory,
     NeedsModels,
     RewardFn,
     RewardOfParts,
 )
+from rlhf_kit.origins import Whose
 from rlhf_kit.types import PartialScores, Prompts, Row, Samples
 
 
@@ -40,7 +43,7 @@ class Scores(NamedTuple):
         return {f"{name}/{what}": count for what, count in self.counts.items()}
 
 
-def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
+def _checked(scores: Any, samples: Samples, name: object) -> Tensor:
     """[B], or [B, R] with zeros in the padding."""
     if not isinstance(scores, Tensor):
         try:
@@ -69,7 +72,7 @@ def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
     return scores
 
 
-def _partial(found: Any, samples: Samples, name: str) -> PartialScores:
+def _partial(found: Any, samples: Samples, name: object) -> PartialScores:
     """What a reward has returned, checked, and 0 where there is no score."""
     if not isinstance(found, PartialScores):
         scores = _checked(found, samples, name)
@@ -112,13 +115,14 @@ def score(reward: RewardFn, samples: Samples, name: str = "reward") -> Scores:
         NumericsError: wrong shape, or a score that is not finite.
     """
     components: dict[str, PartialScores] = {}
-    with foreign(name), untouched(samples, "samples", name):
+    who = Whose(reward, name)
+    with foreign(who), untouched(samples, "samples", who, first_call(reward)):
         if isinstance(reward, CompositeReward):
             found = reward.components(samples).items()
-            components = {key: _partial(x, samples, f"{name}.{key}") for key, x in found}
-            whole = _partial(combined(reward, components), samples, name)
+            components = {key: _partial(x, samples, Whose(reward, name, key)) for key, x in found}
+            whole = _partial(combined(reward, components), samples, who)
         else:
-            whole = _partial(reward(samples), samples, name)
+            whole = _partial(reward(samples), samples, who)
     sums = {key: _summed(x.scores) for key, x in components.items()}
     scores = whole.scores
     tokens = scores if scores.dim() > 1 else None
@@ -134,6 +138,22 @@ def summed(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
+@torch.no_grad()
+def scores_of(
+    reward: RewardFn, samples: Samples, name: str = "reward"
+) -> Tensor | PartialScores:
+    """[B] or [B, R] float32: what ``reward`` returns, for who makes a reward of several.
+
+    Raises:
+        NumericsError: wrong shape, or a score that is not finite.
+    """
+    who = Whose(reward, name)
+    with foreign(who), untouched(samples, "samples", who, first_call(reward)):
+        found = reward(samples)
+        checked = _partial(found, samples, who)
+    return checked if isinstance(found, PartialScores) else checked.scores
+
+
 def needs_models(part: Any) -> bool:
     """Whether ``part`` cannot work before weights may be loaded (see NeedsModels)."""
     return isinstance(part, NeedsModels) and part.needs_models
@@ -142,7 +162,8 @@ def needs_models(part: Any) -> bool:
 def load_models(part: Any, memory: Memory) -> None:
     """Let a part that needs models load them."""
     if isinstance(part, NeedsModels) and part.needs_models:
-        part.load(memory)
+        with foreign(Whose(part, type(part).__name__, "load")):
+            part.load(memory)
 
 
 def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> Scores | None:
@@ -163,7 +184,40 @@ def try_out(reward: RewardFn, rows: Sequence[Row], name: str = "reward") -> Scor
 def try_out_labeler(labeler: Labeler, rows: Sequence[Row]) -> None:
     """The same for a labeler: it must rank two made-up answers without an error."""
     if not needs_models(labeler):
-        labeler(_made_up(rows))
+        ranked(labeler, _made_up(rows))
+
+
+@torch.no_grad()
+def ranked(labeler: Labeler, samples: Samples) -> Labels:
+    """What a labeler says of ``samples``; it may leave out counts, and scores.
+
+    Raises:
+        PluginError: it says something else.
+        NumericsError: a score is not finite.
+    """
+    who = Whose(labeler, "labeler")
+    with foreign(who), untouched(samples, "samples", who, first_call(labeler)):
+        found = labeler(samples)
+        if not isinstance(found, tuple) or not 1 <= len(found) <= len(Labels._fields):
+            raise PluginError(
+                f"{who} returned {type(found).__name__}; it should return (ranks, scores)"
+            )
+        ranks, scores, counts = Labels(*found)
+        ranks = [*ranks]
+        scores = None if scores is None else [None if x is None else float(x) for x in scores]
+        counts = {str(key): float(count) for key, count in counts.items()}
+    whole = all(x is None or (isinstance(x, int) and not isinstance(x, bool)) for x in ranks)
+    if len(ranks) != len(samples) or not whole or any(x is not None and x < 0 for x in ranks):
+        raise PluginError(
+            f"{who} returned ranks {ranks!r:.60}; they should be {len(samples)} integers, 0 the "
+            "best of its group"
+        )
+    if scores is not None and len(scores) != len(samples):
+        raise PluginError(f"{who} returned {len(scores)} scores of {len(samples)} samples")
+    bad = [x for x in scores or () if x is not None and not math.isfinite(x)]
+    if bad:
+        raise NumericsError(f"{who}: a score is {bad[0]}; scores must be finite")
+    return Labels(ranks, scores, counts)
 
 
 def _made_up(rows: Sequence[Row]) -> Samples:

@@ -3,6 +3,12 @@
 But an observer: most want one event of seven, and :class:`Observer` has all of them, empty.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from rlhf_kit.interfaces.advantage import AdvantageEstimator
 from rlhf_kit.interfaces.context import Context
 from rlhf_kit.interfaces.control import KLController, PtxController
@@ -42,6 +48,7 @@ from rlhf_kit.interfaces.tokenizer import Tokenizer
 from rlhf_kit.interfaces.value import Critic, ValueHead
 
 __all__ = [
+    "SEAMS",
     "AdvantageEstimator",
     "AnyLoss",
     "CompositeReward",
@@ -85,3 +92,30 @@ __all__ = [
     "ValueHead",
     "World",
 ]
+
+SEAMS: Mapping[str, Any] = MappingProxyType(
+    {
+        "advantage": AdvantageEstimator,
+        "data": DataSource,
+        "engine": Engine,
+        "kl_controller": KLController,
+        "labeler": Labeler,
+        "labelled_loss": AnyLoss,
+        "memory": Memory,
+        "model": ModelSource,
+        "nll_loss": AnyLoss,
+        "normalizer": Normalizer | InvertibleNormalizer,
+        "observer": Observer,
+        "pair_loss": AnyLoss,
+        "policy_loss": AnyLoss,
+        "preference_loss": AnyLoss,
+        "ptx_controller": PtxController,
+        "reward": RewardFn,
+        "sampler": Sampler,
+        "stage": Stage,
+        "value": ValueHead,
+        "value_loss": AnyLoss,
+    }
+)
+"""What a component of each seam builds: an interface, or several of which one is enough. What is
+built is held against it before anything is called; of a seam that is not here nothing is known."""

@@ -11,7 +11,9 @@ from rlhf_kit.types import Row
 class DataSource(Protocol):
     """Rows by split. Building one reads nothing, so that a finished stage costs nothing."""
 
-    ready: bool  # False while an earlier stage has yet to write the rows
+    @property
+    def ready(self) -> bool:
+        """False while an earlier stage has yet to write the rows."""
 
     def split(self, name: str) -> Sequence[Row]:
         """The rows of "train", "validation" or "test", read and checked on first use.

@@ -18,7 +18,7 @@ from rlhf_kit.recipe.document import Document, Place, dotted
 from rlhf_kit.recipe.folders import stage_folder
 from rlhf_kit.recipe.problems import Problems, in_short, known_keys, unknown_key
 from rlhf_kit.recipe.walk import blocks_of
-from rlhf_kit.registry import Registry, article
+from rlhf_kit.registry import BUILT_IN, Registry, article
 from rlhf_kit.seams import DATA, NAMED
 
 # Stands in for what could not be resolved, so that the options around it are checked all the same.
@@ -46,6 +46,7 @@ class Blocks:
         self.registry = registry
         self.problems = problems
         self.scope = Scope()
+        self._around: list[tuple[Component, str]] = []  # with their packages, the innermost last
 
     def part(self, seam: str, block: Any, place: Place, default: str | None = None) -> Part | None:
         """Resolve one block, or the bare name of a component. None when it has a problem."""
@@ -55,7 +56,9 @@ class Blocks:
             return None
         component, package = found
         values = {k: v for k, v in block.items() if k != "use"} if isinstance(block, dict) else {}
+        self._around.append(found)
         options = self._options(component, values, place)
+        self._around.pop()
         if options is None or len(self.problems) > before:
             return None
         return Part(component, options, package, dotted(place), self.document.where(place))
@@ -82,8 +85,12 @@ class Blocks:
         if not isinstance(name, str):
             self.problems.add(at, f"is {in_short(name)}; should be the name of {article(seam)}")
             return None
+        named = not spelled_out or "use" in block
+        written = named and _writes(self.document.values, at)
+        # A default means what its author meant, whoever else offers the name.
+        mine = () if written else (*(package for _, package in self._around[-1:]), BUILT_IN)
         try:
-            return self.registry.find(seam, name, self.document.where(at), dotted(at))
+            found = self.registry.find(seam, name, self.document.where(at), dotted(at), mine)
         except RlhfKitError as error:
             if seam in NAMED and name in self.scope.data and spelled_out:
                 self.problems.add(
@@ -92,6 +99,14 @@ class Blocks:
             else:
                 self.problems.add_error(error, at)
             return None
+        if not written and any(found[0] is component for component, _ in self._around):
+            self.problems.add(
+                place,
+                f"its default is {seam} {name!r}, which has this slot itself, without end; write "
+                "which component it is to be",
+            )
+            return None
+        return found
 
     def _options(self, component: Component, block: dict[str, Any], place: Place) -> Options | None:
         model = component.options
@@ -195,7 +210,10 @@ class Blocks:
             elif key in values or default is not None:
                 # A data slot's default is an entry of `data:`, as a bare word in it would be.
                 block = values.get(key, default if extra["seam"] in NAMED else {})
-                values[key] = self._slot(str(extra["seam"]), block, at, default) or _STAND_IN
+                part = self._slot(str(extra["seam"]), block, at, default)
+                if part is not None:
+                    self._refuse_rows(part, extra.get("rows"), at)
+                values[key] = part or _STAND_IN
             elif admits(field, type(None)):
                 values[key] = None
             else:
@@ -209,6 +227,19 @@ class Blocks:
         if seam in NAMED and isinstance(block, str):
             return self._named(block, at)
         return self.part(seam, block, at, default)
+
+    def _refuse_rows(self, part: Part, rows: object, at: Place) -> None:
+        """Refuse data whose rows are not those that a slot reads."""
+        given = part.component.rows
+        if not rows or not given or rows in given:
+            return
+        offers = [c for _, _, c in self.registry.all() if c.seam == part.component.seam]
+        fit = sorted({c.name for c in offers if rows in c.rows})
+        self.problems.add(
+            at,
+            f"{part.component.name!r} gives {' and '.join(sorted(given))}, not {rows}; data that "
+            f"{'fits' if len(fit) == 1 else 'fit'}: {', '.join(fit) or 'none'}",
+        )
 
     def _named(self, name: str, at: Place) -> Part | None:
         """A data slot's bare word is an entry of the recipe's top-level ``data:``."""

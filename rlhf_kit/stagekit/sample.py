@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf_kit.engine.foreign import foreign
+from rlhf_kit.engine.foreign import first_call, foreign, untouched
 from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Policy, Sampler
+from rlhf_kit.origins import Whose
 from rlhf_kit.stage_options import SamplingOptions
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.types import Prompts, Samples, Sampling
@@ -23,8 +24,8 @@ def drawn(sampler: Sampler, policy: Policy, prompts: Prompts, sampling: Sampling
     Raises:
         PluginError: the sampler gives something else.
     """
-    who = f"sampler {type(sampler).__name__}"
-    with foreign(who):
+    who = Whose(sampler, f"sampler {type(sampler).__name__}")
+    with foreign(who), untouched(prompts, "prompts", who, first_call(sampler)):
         found = sampler(policy, prompts, sampling)
     if not isinstance(found, Samples):
         raise PluginError(f"{who} returned {type(found).__name__}; it should return Samples")
@@ -34,6 +35,10 @@ def drawn(sampler: Sampler, policy: Policy, prompts: Prompts, sampling: Sampling
             f"{who} was given prompts of streams {asked[:8]} and returned responses to "
             f"{given[:8]}; it should answer all of them, in their order"
         )
+    shape = found.response_tokens.shape
+    for what, x in (("mask", found.response_mask), ("sampled_logprobs", found.sampled_logprobs)):
+        if x is not None and x.shape != shape:
+            raise PluginError(f"{who}: {what} is of shape {list(x.shape)}, tokens {list(shape)}")
     if not bool(found.response_mask.any(1).all()):
         raise PluginError(f"{who}: a response has no token; each has one, if only its end")
     return found

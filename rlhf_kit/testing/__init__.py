@@ -37,6 +37,8 @@ _PUBLIC = {
     "made_up_policy_inputs": "inputs",
     "hollow_part": "building",
     "made_up_samples": "toy",
+    "toy_model": "model",
+    "toy_recipe": "recipe",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -72,11 +74,13 @@ if TYPE_CHECKING:
         check_policy_loss as check_policy_loss,
         check_value_loss as check_value_loss,
     )
+    from rlhf_kit.testing.model import toy_model as toy_model
     from rlhf_kit.testing.preferences import (
         check_labelled_loss as check_labelled_loss,
         check_pair_loss as check_pair_loss,
         check_preference_loss as check_preference_loss,
     )
+    from rlhf_kit.testing.recipe import toy_recipe as toy_recipe
     from rlhf_kit.testing.toy import (
         TabularPolicy as TabularPolicy,
         TabularSampler as TabularSampler,

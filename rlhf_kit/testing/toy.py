@@ -187,7 +187,8 @@ def made_up_samples(
 
     Args:
         responses: the B texts; by default polite, rude, short, long, empty and not in English.
-        rows: B source rows with the keys that the reward reads; by default prompts only.
+        rows: source rows with the keys that the reward reads, taken in turn where there are fewer
+            than B; by default prompts only.
         samples_per_prompt: this many responses in a row answer the same prompt (one group).
         finished: whether each response ended by itself; by default all but the last one did.
     """
@@ -196,6 +197,7 @@ def made_up_samples(
     group = torch.arange(len(responses)) // samples_per_prompt
     if rows is None:
         rows = [{"prompt": f"Question {i}?"} for i in group.tolist()]
+    rows = [rows[i % len(rows)] for i in range(len(responses))]
     prompt_tokens, prompt_mask = pad([_encode(str(row.get("prompt", ""))) for row in rows], 0)
     texts = [
         [*_encode(text), *([_EOS] if end else [])]

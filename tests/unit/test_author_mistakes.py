@@ -116,10 +116,26 @@ def without_critic(recipe: Path) -> Path:
 @pytest.mark.parametrize(
     ("mistake", "error", "says"),
     [
-        ("shape", PluginError, r"advantage 'strange': advantages are of shape \[\d+, 1\], should"),
-        ("nan", NumericsError, r"advantage 'strange': advantages are nan at response 0, token 0"),
-        ("type", PluginError, r"advantage 'strange' returned Tensor; it should return rlhf_kit\."),
-        ("raises", PluginError, r"advantage 'strange': AttributeError: 'NoneType' object has no"),
+        (
+            "shape",
+            PluginError,
+            r"advantage 'strange' of \S+ 'strange': advantages are of shape \[\d+, 1\], should",
+        ),
+        (
+            "nan",
+            NumericsError,
+            r"advantage 'strange' of \S+ 'strange': advantages are nan at response 0, token 0",
+        ),
+        (
+            "type",
+            PluginError,
+            r"advantage 'strange' of \S+ 'strange' returned Tensor; it should return rlhf_kit\.",
+        ),
+        (
+            "raises",
+            PluginError,
+            r"advantage 'strange' of \S+ 'strange': AttributeError: 'NoneType' object has no",
+        ),
     ],
 )
 def test_an_estimator_is_refused_by_name(
@@ -227,7 +243,7 @@ def test_an_observer_that_writes_into_a_rollout_stops_the_run(
         rollout.scores.mul_(-1)
     """,
     )
-    says = r"observer 'meddler' wrote into rollout\.scores"
+    says = r"observer 'meddler' of package 'meddler' wrote into rollout\.scores"
     with pytest.raises(PluginError, match=says):
         run(recipe, tmp_path / "out", write_watcher(plugin, body), plugins=(plugin,))
 
@@ -305,7 +321,7 @@ def one_step(loss: Any) -> float:
     [
         ("raises", r"loss 'mine': KeyError: 'gold' \(test_author_mistakes\.py:\d+\)"),
         ("leaves", r"loss 'mine': SystemExit"),
-        ("none", r"loss 'mine' returned NoneType; it should return a LossOutput"),
+        ("none", r"loss 'mine' returned NoneType; it should return a rlhf_kit"),
         ("float", r"loss 'mine': total is 1\.0; it should be a tensor of shape \[\]"),
         ("rows", r"loss 'mine': total is a tensor of shape \[1\]; it should be"),
         ("detached", r"loss 'mine': total does not depend on what is trained"),
@@ -327,7 +343,7 @@ def test_a_loss_is_refused_by_name(kind: type, mistake: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
-        ("observes none", r"loss 'mine': observe: AttributeError"),
+        ("observes none", r"loss 'mine': observe returned NoneType; it should return a dict"),
         ("observes rows", r"loss 'mine': observe: 'rows' is a tensor of shape \[3\]"),
     ],
 )

@@ -93,7 +93,7 @@ def test_full_weights_are_refused_where_the_tokens_are_others(
     context = context_of("full")
     strategy = context.memory()
     strategy.policy(None).save(tmp_path)
-    strategy.tokenizer = Shifted(strategy.tokenizer)
+    strategy._inner.tokenizer = Shifted(strategy.tokenizer)
     with pytest.raises(RecipeError, match="memory tokenizer"):
         strategy.policy(tmp_path)
 

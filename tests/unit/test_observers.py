@@ -106,7 +106,9 @@ def test_one_that_fails_is_named_once_and_the_others_go_on(
     plugins = (tmp_path / "broken.py", tmp_path / "all.py")
     run(recipe, tmp_path / "run", first, second, plugins=plugins)
     shown = capsys.readouterr().err
-    assert shown.count("warning: observer 'broken' failed: OSError: no route to host") == 1
+    assert (
+        shown.count("observer 'broken' of package 'broken' failed: OSError: no route to host") == 1
+    )
     assert len(events(tmp_path / "run", "all")) == 9
     assert not (tmp_path / "run/observers/broken").exists()  # it never asked for its folder
 

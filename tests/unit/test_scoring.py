@@ -121,7 +121,7 @@ def test_a_broken_component_is_named() -> None:
         def components(self, samples: Samples) -> dict[str, Tensor]:
             return super().components(samples) | {"bad": torch.tensor([0.0, float("nan"), 0.0])}
 
-    with pytest.raises(NumericsError, match=r"reward\.bad: score nan for response 1 of 3"):
+    with pytest.raises(NumericsError, match=r"reward: bad: score nan for response 1 of 3"):
         score(Broken(), SAMPLES)
 
 

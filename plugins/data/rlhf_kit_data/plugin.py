@@ -8,6 +8,8 @@ from typing import Any
 from rlhf_kit import Component, DataError, Part, RlhfKitError, hookimpl
 from rlhf_kit_data import options, project, rankings, records, running_text
 
+_COMPARISONS = frozenset({"comparisons", "prompts"})
+
 
 @hookimpl
 def rlhf_components() -> Iterable[Component]:
@@ -18,13 +20,15 @@ def rlhf_components() -> Iterable[Component]:
         ("comparisons", "K-way comparisons from a file, by hand or from another tool."),
     ):
         target = f"{package}:{kind.capitalize()}"
-        yield Component("data", kind, target, options.JsonlOptions, text)
+        rows = frozenset({kind, "prompts"})
+        yield Component("data", kind, target, options.JsonlOptions, text, rows=rows)
     yield Component(
         "data",
         "collected",
         f"{package}:Collected",
         options.CollectedOptions,
         "The comparisons that a collect stage has written.",
+        rows=_COMPARISONS,
     )
     yield Component(
         "data",
@@ -32,12 +36,14 @@ def rlhf_components() -> Iterable[Component]:
         "rlhf_kit_data.running_text:RunningText",
         options.TextOptions,
         "Running text, for the mix.",
+        rows=frozenset({"text"}),
     )
     for name, target, schema, text in (
         ("hh_rlhf", "HHRLHF", options.HHOptions, "Anthropic's helpful and harmless pairs."),
         ("oasst", "Oasst", options.OasstOptions, "Open-Assistant trees: K-way human rankings."),
     ):
-        yield Component("data", name, f"rlhf_kit_data.published:{target}", schema, text)
+        place = f"rlhf_kit_data.published:{target}"
+        yield Component("data", name, place, schema, text, rows=_COMPARISONS)
 
 
 @hookimpl

@@ -51,7 +51,7 @@ class EvaluateOptions(PromptOptions):
     gold: Part = slot("reward", description="the score that counts, unknown to training")
     reward: Part | None = slot("reward", description="the proxy that was trained on; null: none")
     pretraining: Part | None = slot(
-        "data", description="held-out running text for perplexity; null: none"
+        "data", rows="text", description="held-out running text for perplexity; null: none"
     )
     samples_per_prompt: int = Field(2, ge=1, description="samples of each policy per prompt")
     tie_margin: float = Field(0.0, ge=0, description="gold scores this close are a tie")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from rlhf_kit.engine.checkpoint import write_atomically
-from rlhf_kit.engine.scoring import load_models, try_out_labeler
+from rlhf_kit.engine.scoring import load_models, ranked, try_out_labeler
 from rlhf_kit.errors import DataError, PluginError
-from rlhf_kit.interfaces import Context, Labeler, Labels, Sampler, StageRun, Tokenizer
+from rlhf_kit.interfaces import Context, Labeler, Sampler, StageRun, Tokenizer
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.journal import Journal, in_chunks
 from rlhf_kit.stagekit.left_out import LeftOut
@@ -60,7 +60,7 @@ class Collect:
             prompts = self._prompts.batch(torch.tensor(chunk)).repeat(o.completions)
             found = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
             samples = Samples.join(list(found))
-            ranks, scores, counts = Labels(*self._labeler(samples))
+            ranks, scores, counts = ranked(self._labeler, samples)
             splits = [self._splits[i] for i in chunk]
             usable = [
                 rank is not None and _reads_back(self._context.tokenizer, text, bool(finished))

@@ -33,7 +33,10 @@ class SFTOptions(Options):
         description="policy to start from; null: pretrained",
     )
     demonstrations: Part = slot(
-        "data", use="demonstrations", description="prompts with written responses"
+        "data",
+        use="demonstrations",
+        rows="demonstrations",
+        description="prompts with written responses",
     )
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="drop longer prompts; 1k in the paper (app. C); null: keep all"
@@ -53,7 +56,9 @@ class SFTOptions(Options):
         0.0, ge=0, lt=1, description="dropout on what each layer adds; 0.2 in the paper (app. C.1)"
     )
     pretraining: Part | None = slot(
-        "data", description="running text to mix in (app. C.3); null: demonstrations only"
+        "data",
+        rows="text",
+        description="running text to mix in (app. C.3); null: demonstrations only",
     )
     pretraining_fraction: float = Field(
         0.1,
@@ -139,9 +144,11 @@ class RewardModelOptions(FitOptions):
     memory: Part | None = slot(
         "memory", description="a memory strategy of its own; null: the recipe's"
     )
-    comparisons: Part = slot("data", description="K-way comparisons")
+    comparisons: Part = slot("data", rows="comparisons", description="K-way comparisons")
     demonstrations: Part | None = slot(
-        "data", description="their mean score becomes 0 through the bias; null: no bias"
+        "data",
+        rows="demonstrations",
+        description="their mean score becomes 0 through the bias; null: no bias",
     )
     loss: Part = slot("preference_loss", use="pairwise", description="loss over ranked scores")
     pooling: Literal["last", "mean"] = Field(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.engine.observed import observed
+from rlhf_kit.engine.terms import count_of, output_of
 from rlhf_kit.interfaces import AnyLoss, Term
 from rlhf_kit.types import Comparisons, PreferenceInputs, Ranked
 
@@ -38,7 +39,7 @@ def fit_probe(
     standard = (features - mean) / std  # a few dimensions of a language model dwarf all others
     weight = torch.zeros(features.shape[2], requires_grad=True)
     term = Term(loss, lambda inputs: Ranked(inputs.ranks, inputs.mask))
-    count = loss.count(Ranked(batch.ranks, batch.mask)).clamp(min=1)
+    count = count_of(term, Ranked(batch.ranks, batch.mask), "").clamp(min=1)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
@@ -46,7 +47,7 @@ def fit_probe(
         scores = standard @ weight  # [G, K]
         inputs = PreferenceInputs(scores, batch.ranks, batch.mask)
         seen = observed({"": term}, lambda read: {"": read}, [inputs])[""]
-        total = term.output(inputs, seen).total / count
+        total = output_of(term, inputs, seen, "").total / count
         total = total + 0.5 * l2 * weight.square().sum()
         total.backward()
         return total

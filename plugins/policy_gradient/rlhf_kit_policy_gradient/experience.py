@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import foreign, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, like, untouched
+from rlhf_kit.engine.remembering import remembering
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import AdvantageEstimator, Normalizer
 from rlhf_kit.ops.kl import kl_penalised_rewards
 from rlhf_kit.ops.sequence import last_index, with_place_after_end
+from rlhf_kit.origins import Whose
 from rlhf_kit.types import Advantages, Experience, Rollout, Samples
 from rlhf_kit_policy_gradient.options import EndOptions
 
@@ -31,8 +33,23 @@ class Normalizers:
 
 
 def normalised(normalizer: Normalizer | None, x: Tensor, mask: Tensor) -> Tensor:
-    """``x``, scaled if there is a normaliser."""
-    return x if normalizer is None else normalizer(x, mask)
+    """``x``, scaled if there is a normaliser.
+
+    Raises:
+        PluginError: it gives something of another shape.
+        NumericsError: what it gives is not finite.
+    """
+    if normalizer is None:
+        return x
+    who = Whose(normalizer, "normalizer")
+    given = {"x": x, "mask": mask}
+    with (
+        foreign(who),
+        untouched(given, "inputs", who, first_call(normalizer)),
+        remembering(normalizer, who),
+    ):
+        found = normalizer(x, mask)
+    return like(found, mask, who, "gives")
 
 
 def places_of(mask: Tensor, options: EndOptions) -> Tensor:
@@ -133,14 +150,19 @@ def experience_of(
     )
 
 
-def estimated(estimator: AdvantageEstimator, experience: Experience, name: str) -> Advantages:
+def estimated(estimator: AdvantageEstimator, experience: Experience) -> Advantages:
     """What ``estimator`` gives, which must be what its seam promises.
 
     Raises:
-        PluginError: it is not; ``name`` says whose it is.
+        PluginError: it is not.
+        NumericsError: it is not finite.
     """
-    who = f"advantage {name!r}"
-    with foreign(who), untouched(experience, "experience", who):
+    who = Whose(estimator, f"advantage {type(estimator).__name__}")
+    with (
+        foreign(who),
+        untouched(experience, "experience", who, first_call(estimator)),
+        remembering(estimator, who),
+    ):
         found = estimator(experience)
     if not isinstance(found, Advantages):
         raise PluginError(

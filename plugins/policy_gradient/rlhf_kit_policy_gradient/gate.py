@@ -28,6 +28,7 @@ from rlhf_kit.interfaces import (
 )
 from rlhf_kit.types import PolicyOutput, Samples
 from rlhf_kit.types.shapes import joined
+from rlhf_kit_policy_gradient.parts import values_of
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ def _padding(setup: Setup) -> Iterator[Finding]:
     own, wide = setup.policy.evaluate(samples), setup.policy.evaluate(widened(samples))
     gap = _rounded_gap(own, own.logprobs, wide.logprobs[:, : mask.shape[1]], mask)
     if setup.value is not None:
-        values = setup.value(own.states, samples)
-        others = setup.value(wide.states, widened(samples))[:, : mask.shape[1]]
+        values = values_of(setup.value, own.states, samples)
+        others = values_of(setup.value, wide.states, widened(samples))[:, : mask.shape[1]]
         scale = max(1.0, values.abs().max().item())
         gap = max(gap, _rounded_gap(own, values, others, mask) / scale)
     yield Finding(
@@ -279,7 +280,7 @@ def _numbers(setup: Setup) -> list[Tensor]:
     out = setup.policy.evaluate(setup.samples)
     found = [out.logprobs.detach()]
     if setup.value is not None:
-        found.append(setup.value(out.states, setup.samples).detach())
+        found.append(values_of(setup.value, out.states, setup.samples).detach())
     return found
 
 

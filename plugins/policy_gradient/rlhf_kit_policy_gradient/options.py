@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -71,7 +72,7 @@ class KLOptions(Options):
 
     def problems(self) -> Mapping[str, str]:
         if self.coef > 0:
-            return {}
+            return _out_of_bounds(self.coef, self.controller)
         controller = self.controller.component
         if "positive_coefficient" in controller.needs:
             return {
@@ -125,7 +126,7 @@ class NormalizeOptions(Options):
 class PtxOptions(Options):
     """The pretraining mix (arXiv:2203.02155, equation 2)."""
 
-    text: Part = slot("data", description="running text")
+    text: Part = slot("data", rows="text", description="running text")
     loss: Part = slot("nll_loss", use="token_nll", description="the loss on it")
     coef: float = Field(27.8, gt=0, description="gamma, the weight of the loss; 27.8 (app. C.4)")
     controller: Part = slot(
@@ -136,6 +137,23 @@ class PtxOptions(Options):
     )
     length: int = Field(256, ge=2, description="tokens of a text")
     micro_batch: Execution[int] = Field(4, ge=1, description="texts per forward pass")
+
+    def problems(self) -> Mapping[str, str]:
+        return _out_of_bounds(self.coef, self.controller)
+
+
+def _out_of_bounds(coef: float, controller: Part) -> Mapping[str, str]:
+    """A coefficient that its controller would move into its bounds at the first look."""
+    o, least, most = controller.options, 0.0, math.inf
+    if isinstance(o, AdaptiveKLOptions | AdaptivePtxOptions):
+        least = o.least
+    if isinstance(o, AdaptivePtxOptions):
+        most = o.most
+    if least <= coef <= most:
+        return {}
+    name, bound = ("least", least) if coef < least else ("most", most)
+    far = "below" if coef < least else "above"
+    return {"coef": f"is {coef}, {far} the controller's {name} {bound}; change one of them"}
 
 
 class EndOptions(Options):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from rlhf_kit.engine.ema import WeightAverage
+from rlhf_kit.engine.foreign import first_call, foreign, like, untouched
 from rlhf_kit.interfaces import (
     AdvantageEstimator,
     AnyLoss,
@@ -18,6 +23,7 @@ from rlhf_kit.interfaces import (
     Stateful,
     ValueHead,
 )
+from rlhf_kit.origins import Whose
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.state import stateful
 from rlhf_kit.stagekit.streams import PromptStream, TextStream
@@ -26,6 +32,7 @@ from rlhf_kit.types import (
     NllInputs,
     PolicyLossInputs,
     SampledUnits,
+    Samples,
     ValueLossInputs,
 )
 from rlhf_kit_policy_gradient.experience import Normalizers
@@ -40,6 +47,48 @@ class CriticPart:
     loss: AnyLoss[ValueLossInputs, Masked]
     coef: float
     normalizer: InvertibleNormalizer | None = None
+
+    def values(self, states: Tensor, samples: Samples) -> Tensor:
+        """[B, R] of the states [B, R, H], in the units that the critic learns.
+
+        Raises:
+            PluginError: the critic gives something else.
+            NumericsError: a value is not finite, where nothing is trained; else its loss says so.
+        """
+        return values_of(self.model, states, samples)
+
+    def denormalized(self, values: Tensor) -> Tensor:
+        """[B, R] in the units of the rewards."""
+        return values if self.normalizer is None else self._scaled("denormalize", values)
+
+    def targets(self, values: Tensor, returns: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and returns [B, R] in the units that the critic learns, which move on by these."""
+        if self.normalizer is None:
+            return values, returns
+        values = self._scaled("normalize", values)
+        with foreign(Whose(self.normalizer, "critic.normalizer", "update")):
+            self.normalizer.update(returns, places)
+        return values, self._scaled("normalize", returns)
+
+    def _scaled(self, name: Literal["normalize", "denormalize"], x: Tensor) -> Tensor:
+        assert self.normalizer is not None
+        who = Whose(self.normalizer, "critic.normalizer", name)
+        scale = {
+            "normalize": self.normalizer.normalize,
+            "denormalize": self.normalizer.denormalize,
+        }[name]
+        with foreign(who), untouched({"x": x}, "inputs", who):
+            found = scale(x)
+        return like(found, torch.isfinite(x), who, "gives")
+
+
+def values_of(critic: ValueHead, states: Tensor, samples: Samples) -> Tensor:
+    """[B, R]: see ``CriticPart.values``."""
+    who = Whose(critic, "critic")
+    with foreign(who), untouched(samples, "samples", who, first_call(critic)):
+        found = critic(states, samples)
+    finite = not torch.is_grad_enabled()
+    return like(found, samples.response_mask, who, "values are", finite=finite)
 
 
 @dataclass(frozen=True)

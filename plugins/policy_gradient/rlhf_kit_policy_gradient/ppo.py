@@ -135,10 +135,7 @@ class PPOPtx:
         out, critic = self.parts.policy.evaluate(chunk), self.parts.critic
         if critic is None:
             return out.logprobs, None
-        values = critic.model(out.states, chunk)
-        if critic.normalizer is not None:
-            values = critic.normalizer.denormalize(values)
-        return out.logprobs, values
+        return out.logprobs, critic.denormalized(critic.values(out.states, chunk))
 
     def _at_rest(self, chunk: Samples) -> Samples:
         """With its trunk where the recipe wants it while other chunks are worked on."""
@@ -156,8 +153,7 @@ class PPOPtx:
     @timed("credit")
     def credit(self, experience: Experience) -> Advantages:
         """Advantages, normalised, and returns [B, R]."""
-        name = self.options.advantage.component.name
-        found = estimated(self.parts.advantage, experience, name)
+        found = estimated(self.parts.advantage, experience)
         normalizer = self.parts.normalizers.advantages
         return Advantages(normalised(normalizer, found.advantages, experience.mask), found.returns)
 
@@ -176,10 +172,8 @@ class PPOPtx:
         values, returns = rollout.values, targets.returns
         places = places_of(rollout.mask, self.options.end)
         critic = self.parts.critic
-        if critic is not None and critic.normalizer is not None and values is not None:
-            values = critic.normalizer.normalize(values)
-            critic.normalizer.update(returns, places)
-            returns = critic.normalizer.normalize(returns)
+        if critic is not None and values is not None:
+            values, returns = critic.targets(values, returns, places)
         return PPOBatch(
             rollout.samples,
             rollout.logprobs,
@@ -232,7 +226,7 @@ class PPOPtx:
         )
         found: dict[str, PolicyLossInputs | ValueLossInputs] = {"policy": policy, "kl": policy}
         if self.parts.critic is not None and batch.values is not None:
-            values = self.parts.critic.model(out.states, samples)
+            values = self.parts.critic.values(out.states, samples)
             found["value"] = ValueLossInputs(values, batch.values, batch.returns, batch.places)
         return found
 

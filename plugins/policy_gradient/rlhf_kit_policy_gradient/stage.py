@@ -11,6 +11,7 @@ import torch
 from rlhf_kit import Part
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.ema import WeightAverage
+from rlhf_kit.engine.foreign import foreign
 from rlhf_kit.engine.optim import constant
 from rlhf_kit.engine.scoring import load_models, try_out
 from rlhf_kit.engine.seeding import GeneratorState
@@ -26,6 +27,7 @@ from rlhf_kit.interfaces import (
     StageRun,
 )
 from rlhf_kit.ops.kl import sequence_kl
+from rlhf_kit.origins import Whose
 from rlhf_kit.stagekit.batches import held_out_blocks, text_blocks
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.left_out import LeftOut
@@ -99,7 +101,8 @@ class PPOPtxStage:
         origin = start if o.reference is None else context.artifact(o.reference)
         policy, reference = memory.policy(start), memory.reference(origin)
         if self._critic is not None:
-            self._critic.model.attach(policy)
+            with foreign(Whose(self._critic.model, "critic", "attach")):
+                self._critic.model.attach(policy)
         if o.gate.check and not run.resumed:
             self._check(run, policy, reference, same_reference=origin == start)
         parts = self._parts(run, policy, reference)
@@ -117,7 +120,8 @@ class PPOPtxStage:
         else:
             policy.save(run.folder)
         if parts.critic is not None:
-            parts.critic.model.save(run.folder)
+            with foreign(Whose(parts.critic.model, "critic", "save")):
+                parts.critic.model.save(run.folder)
         return summary
 
     def _parts(self, run: StageRun, policy: Policy, reference: Reference) -> PPOParts:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from rlhf_kit.engine.foreign import foreign
+from rlhf_kit.engine.remembering import remembering
 from rlhf_kit.engine.world import world_mean
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import KLController, Policy, PtxController, Stateful, World
 from rlhf_kit.ops.kl import sequence_kl
+from rlhf_kit.origins import Whose
 from rlhf_kit.stagekit.perplexity import perplexity
 from rlhf_kit.types import Rollout, Texts
 from rlhf_kit_policy_gradient.control import KLLimit, Verdict
@@ -59,9 +61,10 @@ class Beta:
         figures["rollbacks"] = float(self.limit.rollbacks)
         if verdict == "go on":
             rows = int(self._world.sum(torch.tensor(len(rollout.samples))))
-            with foreign("kl.controller"):
+            who = Whose(self._controller, "kl.controller")
+            with foreign(who), remembering(self._controller, who):
                 found = self._controller(self.coefficient, self._kl(rollout), rows)
-            self.coefficient = _coefficient(found, "kl.controller")
+            self.coefficient = _coefficient(found, who)
         return figures
 
     def _kl(self, rollout: Rollout) -> float:
@@ -103,9 +106,10 @@ class Gamma:
         figures: dict[str, float] = {}
         if self._held_out is not None and step % self._controller.every == 0:
             figures["held_out_perplexity"] = perplexity(policy, self._held_out)
-            with foreign("ptx.controller"):
+            who = Whose(self._controller, "ptx.controller")
+            with foreign(who), remembering(self._controller, who):
                 found = self._controller(self.coefficient, figures["held_out_perplexity"])
-            self.coefficient = _coefficient(found, "ptx.controller")
+            self.coefficient = _coefficient(found, who)
         return figures | {"ptx_coef": self.coefficient}
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def _state(part: KLController | PtxController) -> dict[str, Any]:
     return part.state_dict() if isinstance(part, Stateful) else {}
 
 
-def _coefficient(found: object, who: str) -> float:
-    if not isinstance(found, int | float) or not 0 <= found < math.inf:
+def _coefficient(found: object, who: object) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < math.inf:
         raise PluginError(f"{who} returned {found!r}; it should return a number, 0 or more")
     return float(found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.components import Part
-from rlhf_kit.engine.scoring import combined, load_models, needs_models
+from rlhf_kit.engine.scoring import combined, load_models, needs_models, scores_of
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import Context, Memory, RewardFn, Stateful
 from rlhf_kit.types import PartialScores, Samples
@@ -28,7 +28,7 @@ class Composite(ABC):
             load_models(reward, memory)
 
     def components(self, samples: Samples) -> dict[str, Tensor | PartialScores]:
-        return {name: reward(samples) for name, reward in self.parts.items()}
+        return {name: scores_of(part, samples, name) for name, part in self.parts.items()}
 
     @abstractmethod
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:

@@ -30,10 +30,10 @@ class PythonReward:
 
     def __init__(self, options: PythonOptions) -> None:
         module = _module(options)
-        self._name = f"{options.path or options.module}:{options.function}"
+        name = f"{options.path or options.module}:{options.function}"
         function = getattr(module, options.function, None)
         if not callable(function):
-            raise PluginError(f"reward: {self._name} is not a function")
+            raise PluginError(f"reward: {name} is not a function")
         self._function: Callable[..., Any] = function
         parameters = inspect.signature(function).parameters
         self._wanted = [name for name in _OFFERED if name in parameters]
@@ -44,7 +44,7 @@ class PythonReward:
         ]
         if others or not self._wanted:
             raise PluginError(
-                f"reward: {self._name} has parameters ({', '.join(parameters)}); "
+                f"reward: {name} has parameters ({', '.join(parameters)}); "
                 f"it may have any of {', '.join(_OFFERED)}"
             )
 
@@ -55,11 +55,8 @@ class PythonReward:
             "rows": lambda: list(samples.rows),
             "samples": lambda: samples,
         }
-        try:
-            value = self._function(**{name: offered[name]() for name in self._wanted})
-            return torch.as_tensor(value, dtype=torch.float32)
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"reward: {self._name}: {type(error).__name__}: {error}") from error
+        value = self._function(**{name: offered[name]() for name in self._wanted})
+        return torch.as_tensor(value, dtype=torch.float32)
 
 
 def _module(options: PythonOptions) -> ModuleType:

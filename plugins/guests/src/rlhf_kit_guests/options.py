@@ -53,7 +53,7 @@ class PreferenceOptions(FitOptions):
         alias="from",
         description="the policy to start from, and the reference; null: pretrained",
     )
-    comparisons: Part = slot("data", description="K-way comparisons")
+    comparisons: Part = slot("data", rows="comparisons", description="K-way comparisons")
 
 
 class DPOStageOptions(PreferenceOptions):
