@@ -238,9 +238,10 @@ class StageContext:
         found = self._memories.get(pair.key)
         if found is None:
             context = StageContext(self._run, self.stage, pair)
-            found = GuardedMemory(construct(pair.memory, context, source=pair.source))
+            found = construct(pair.memory, context, source=pair.source)
             self._memories[pair.key] = found
-        return found
+        # The strategy is what lives as long as its roles do, not the guard around it.
+        return GuardedMemory(found)
 
 
 class WatchContext:

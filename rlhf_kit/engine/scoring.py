@@ -139,9 +139,7 @@ def summed(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def scores_of(
-    reward: RewardFn, samples: Samples, name: str = "reward"
-) -> Tensor | PartialScores:
+def scores_of(reward: RewardFn, samples: Samples, name: str = "reward") -> Tensor | PartialScores:
     """[B] or [B, R] float32: what ``reward`` returns, for who makes a reward of several.
 
     Raises:
