@@ -115,7 +115,7 @@ def test_a_stage_uses_its_own_blocks(toy_model: Path, other_model: Path, tmp_pat
     assert ppo.tokenizer_of(StageRef(stage="sft")) is ppo.tokenizer
     kinds = [type(m.load()).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
     assert kinds == ["Qwen3ForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]
-    names = [type(m).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
+    names = [type(m._inner).__name__ for m in (rm.memory(), ppo.memory(), ppo.memory(RM))]
     assert names == ["FullMemory", "HydraMemory", "FullMemory"]
 
 
@@ -126,7 +126,7 @@ def test_one_block_of_its_own_is_enough(
     own = {key: own_blocks(other_model, "lora")[key]}
     run = run_context(write_recipe(tmp_path, toy_model, "full", own))
     memory = StageContext(run, "reward_model").memory()
-    names = (type(memory.load()).__name__, type(memory).__name__)  # type: ignore[attr-defined]
+    names = (type(memory.load()).__name__, type(memory._inner).__name__)  # type: ignore[attr-defined]
     assert names == (
         ("Qwen3ForCausalLM", "FullMemory") if key == "model" else ("LlamaForCausalLM", "LoraMemory")
     )
