@@ -202,6 +202,7 @@ class StageContext:
         self._pair = run.model_and_memory(stage) if pair is None else pair
         # Weak, so that weights go when the stage that loaded them is done.
         self._memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
+        self._guards: WeakValueDictionary[str, GuardedMemory] = WeakValueDictionary()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -240,8 +241,11 @@ class StageContext:
             context = StageContext(self._run, self.stage, pair)
             found = construct(pair.memory, context, source=pair.source)
             self._memories[pair.key] = found
-        # The strategy is what lives as long as its roles do, not the guard around it.
-        return GuardedMemory(found)
+        # The strategy lives as long as its roles do; the guard as long as somebody holds it.
+        guard = self._guards.get(pair.key)
+        if guard is None:
+            guard = self._guards[pair.key] = GuardedMemory(found)
+        return guard
 
 
 class WatchContext:
