@@ -102,6 +102,14 @@ OUTSIDE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "config.json").write_text(POINTER),
         r"config\.json: is the pointer of a large-file store .*\(git lfs pull\)",
     ),
+    "generation config cut short": (
+        lambda f: cut(f, "generation_config.json", 20),
+        r"generation_config\.json: is no JSON: ",
+    ),
+    "tokenizer config a list": (
+        lambda f: (f / "tokenizer_config.json").write_text("[]"),
+        r"tokenizer_config\.json: is no JSON object",
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "holds no weights"),
     "pickled weights": (
         lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"),
@@ -146,6 +154,44 @@ def test_what_shows_from_outside_is_said_by_check(model: Path, tmp_path: Path, d
     assert re.search(r"toy\.yaml:\d+: model\.name: ", said)
     assert re.search(says, said)
     assert said == line(rlhf_kit("run", recipe, "--out", tmp_path / "out"), 2)
+    assert not (tmp_path / "out").exists()
+
+
+def settings(folder: Path, **changed: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+CONFIGS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no layers": (lambda f: settings(f, num_hidden_layers=0), "its config says 0 layers"),
+    "no heads": (lambda f: settings(f, num_attention_heads=0), "cannot load .*: ZeroDivisionError"),
+    "no such type": (lambda f: settings(f, model_type="lama"), "has model type `lama`"),
+    "no such activation": (lambda f: settings(f, hidden_act="nope"), "KeyError: 'nope'"),
+    "sizes lost": (
+        lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
+        r"is of a model of 6,738,415,616 weights, and its files hold 53,728; fetch both again",
+    ),
+    "another family": (
+        lambda f: settings(f, model_type="gpt2"),
+        r"lack 52 of 53 weights: .* and 49 more, and hold model\.embed_tokens\.weight, ",
+    ),
+    "a tokenizer of nothing": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "cannot load .*: KeyError: 'added_tokens'",
+    ),
+    "a tokenizer cut short": (lambda f: cut(f, "tokenizer.json", 500), "cannot load .*: Untermin"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:model. its configuration ends")
+@pytest.mark.parametrize("damage", CONFIGS)
+def test_what_the_small_files_say(model: Path, tmp_path: Path, damage: str) -> None:
+    change, says = CONFIGS[damage]
+    change(model)
+    recipe = one_stage(tmp_path / "project", model, "sft")
+    said = line(rlhf_kit("run", recipe, "--out", tmp_path / "out"), 2)
+    assert re.search(says, said)
+    assert str(model) in said
     assert not (tmp_path / "out").exists()
 
 

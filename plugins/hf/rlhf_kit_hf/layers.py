@@ -39,8 +39,12 @@ def decoder_layers(base: Module) -> Sequence[Module]:
 
 
 def check_depth(config: Any, layers: int | None) -> None:
-    """Refuse to keep more layers than a model has."""
+    """Refuse to keep more layers than a model has, and one that has none."""
     depth = config.get_text_config().num_hidden_layers
+    if depth < 1:
+        raise RecipeError(
+            f"model: {config.name_or_path}: its config says {depth} layers; fetch it again"
+        )
     if layers is not None and layers > depth:
         raise RecipeError(f"model.layers: {layers}, but the model has {depth} layers; lower it")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+_OTHERS = ("generation_config.json", "tokenizer_config.json")  # read where they are
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 _LONGEST_HEADER = 100_000_000  # of the format itself
@@ -30,9 +31,11 @@ def _damages(folder: Path) -> Iterator[str]:
     if isinstance(config, str):
         yield config
         return
+    others = [path for path in map(folder.joinpath, _OTHERS) if path.exists()]
+    yield from (why for why in map(json_object, others) if isinstance(why, str))
     read = sorted(path for path in folder.iterdir() if path.suffix in _READ)
     yield from filter(None, map(_pointer, read))
-    name = config.get("transformers_weights") or _SINGLE
+    name = str(config.get("transformers_weights") or _SINGLE)
     if not (folder / name).is_file():
         name = _INDEX
     if not (folder / name).is_file():
@@ -57,6 +60,12 @@ def _shard_damages(path: Path) -> Iterator[str]:
         lacking = sorted(n for n, place in places.items() if place == shard and n not in found)
         if lacking:
             yield f"{path.parent / shard}: lacks {listed(lacking)}, which {path.name} says it holds"
+
+
+def numbers(folder: Path) -> int:
+    """How many numbers the weights of a folder without damage hold."""
+    headers = [_tensors(path) for path in folder.glob("*.safetensors")]
+    return sum(prod(entry["shape"]) for h in headers if isinstance(h, dict) for entry in h.values())
 
 
 def weights_damage(path: Path) -> str | None:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
@@ -25,11 +24,14 @@ from rlhf_kit.engine.checkpoint import writing
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
 from rlhf_kit_hf.loading import load_exactly
-from rlhf_kit_hf.model_folder import gguf_damage, listed, model_damage
+from rlhf_kit_hf.model_folder import gguf_damage, listed, model_damage, numbers
 from rlhf_kit_hf.options import GGUFOptions, ModelOptions, PretrainedOptions
 from rlhf_kit_hf.tokenizer import ChatTokenizer
 
 transformers.utils.logging.disable_progress_bar()  # the run shows its own
+
+
+_PACKED = 8  # as many weights are in a number of a quantised model, at most
 
 
 def _context_length(config: Any) -> int | None:
@@ -52,15 +54,14 @@ class PretrainedSource:
     def _call(self, loader: Any, **kwargs: Any) -> Any:
         try:
             return loader(self._options.name, revision=self._commit, **kwargs)
-        except (
-            *(OSError, ValueError, TypeError, RuntimeError),
-            *(StrictDataclassError, SafetensorError),
-        ) as error:
+        except Exception as error:  # damaged files, and code that comes with them, raise anything
             raise self._cannot_load(error) from error
 
     def _cannot_load(self, error: Exception) -> RecipeError:
         lines = str(error).strip().split("\n")
         first = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+        if not isinstance(error, (OSError, ValueError, StrictDataclassError)):
+            first = f"{type(error).__name__}: {first}"
         return RecipeError(
             f"model.name: cannot load {str(self._options.name)!r}: {first}; "
             "give a hub id, or a folder with config.json, a tokenizer and safetensors"
@@ -129,9 +130,8 @@ class PretrainedSource:
         return {"files": hashes} | _cut(self._options)
 
     def load(self, dtype: torch.dtype) -> Any:
-        why = model_damage(self._folder) if self._folder is not None else None
-        if why is not None:
-            raise RecipeError(f"model.name: {why}")
+        if self._folder is not None:
+            self._refuse_damage(self._folder)
         loader = partial(
             self._call,
             AutoModelForCausalLM.from_pretrained,
@@ -143,6 +143,27 @@ class PretrainedSource:
         if self._options.layers is not None:
             keep_layers(model, self._options.layers)
         return model
+
+    def _refuse_damage(self, folder: Path) -> None:
+        why = model_damage(folder)
+        if why is not None:
+            raise RecipeError(f"model.name: {why}")
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            empty = self._built()
+        wanted, held = sum(p.numel() for p in empty.parameters()), numbers(folder)
+        # Before memory is taken for it, and filled at random: a config that has lost its sizes has
+        # those of the largest of its family.
+        if wanted > _PACKED * held:
+            raise RecipeError(
+                f"model.name: {folder}: its config is of a model of {wanted:,} weights, and its "
+                f"files hold {held:,}; fetch both again"
+            )
+
+    def _built(self) -> Any:
+        try:
+            return AutoModelForCausalLM.from_config(self._config, **self._trust)
+        except Exception as error:  # as above
+            raise self._cannot_load(error) from error
 
 
 class GGUFSource:
