@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,6 +74,8 @@ class ErrorGroup(LazyGroup):
             with warnings_in_short(), _left_at_once():
                 return super().invoke(ctx)
         except RlhfKitError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
             word = "stopped" if isinstance(error, Interrupted) else "error"
             for line in str(error).splitlines() or [type(error).__name__]:
                 _tell(f"{word}: {line}")

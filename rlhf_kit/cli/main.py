@@ -29,8 +29,9 @@ _EPILOG = (
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.option("--debug", is_flag=True, help="Show the stack of an error, too.")
 @click.version_option(rlhf_kit.__version__, prog_name="rlhf-kit")
-def main() -> None:
+def main(debug: bool) -> None:
     """RLHF from YAML recipes, with every part a plugin.
 
     Start with `rlhf-kit check RECIPE`, then `rlhf-kit run RECIPE`.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from rlhf_kit_policy_gradient.control import KLLimit
 from rlhf_kit_policy_gradient.steering import Beta
 from torch import Tensor
@@ -21,6 +22,7 @@ from toy_runs import metrics, one_stage, ppo_options, run
 from toys import environment, write_toy_model
 from watchers import write_watcher
 
+from rlhf_kit.cli.main import main
 from rlhf_kit.engine.accumulate import accumulating
 from rlhf_kit.engine.optim import Optimizer
 from rlhf_kit.engine.world import OneProcess
@@ -400,3 +402,15 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     then = one_stage(tmp_path / "then", llama, "sft", "full", epochs=1)
     with pytest.raises(RecipeError, match=r"holds weights of Qwen3\w+, and the recipe's .* Llama"):
         run(then, tmp_path / "again", f"sft.from={folder}")
+
+
+def test_who_debugs_sees_the_stack_too(toy_model: Path, tmp_path: Path) -> None:
+    reward = "def inner():\n    return 1 / 0\n\ndef reward(responses):\n    return inner()\n"
+    recipe = one_stage(tmp_path / "project", toy_model, reward=reward)
+    arguments = ("run", str(recipe), "--out", str(tmp_path / "out"))
+    plain = CliRunner().invoke(main, arguments)
+    shown = CliRunner().invoke(main, ("--debug", *arguments))
+    assert plain.exit_code == shown.exit_code == 2
+    assert "Traceback" not in plain.stderr and "reward.py:2" in plain.stderr
+    assert "Traceback" in shown.stderr and "return 1 / 0" in shown.stderr
+    assert shown.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]
