@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_kit.engine.foreign import foreign, untouched
-from rlhf_kit.errors import NumericsError
+from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import (
     CompositeReward,
     Labeler,
@@ -18,15 +18,26 @@ from rlhf_kit.interfaces import (
     RewardFn,
     RewardOfParts,
 )
-from rlhf_kit.types import Prompts, Row, Samples
+from rlhf_kit.types import PartialScores, Prompts, Row, Samples
 
 
 class Scores(NamedTuple):
-    """What a reward says of B samples."""
+    """What a reward says of B samples; every score is finite, and 0 where there is none."""
 
     total: Tensor  # [B] float32
     components: dict[str, Tensor]  # name -> [B], of a composite reward
     tokens: Tensor | None  # [B, R] float32 of a reward that scores tokens; total is their sum
+    known: Tensor  # [B] bool: which responses have a score
+    counts: dict[str, float]  # what the reward met on the way, for the metrics
+
+    def known_or_none(self) -> list[float | None]:
+        """[B], as JSON has it: exact, since a float64 holds a float32; None where there is none."""
+        pairs = zip(self.total.tolist(), self.known.tolist(), strict=True)
+        return [x if there else None for x, there in pairs]
+
+    def counted(self, name: str) -> dict[str, float]:
+        """The counts as metrics: ``name/retries``, say."""
+        return {f"{name}/{what}": count for what, count in self.counts.items()}
 
 
 def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
@@ -58,6 +69,36 @@ def _checked(scores: Any, samples: Samples, name: str) -> Tensor:
     return scores
 
 
+def _partial(found: Any, samples: Samples, name: str) -> PartialScores:
+    """What a reward has returned, checked, and 0 where there is no score."""
+    if not isinstance(found, PartialScores):
+        scores = _checked(found, samples, name)
+        return PartialScores(scores, scores.new_ones(len(samples), dtype=torch.bool))
+    known = found.known
+    if known.dtype != torch.bool or known.shape != (len(samples),):
+        raise PluginError(
+            f"{name}: known is {known.dtype} of shape {list(known.shape)}; it should be bool, one "
+            f"per response, [{len(samples)}]"
+        )
+    there = known.view(-1, *[1] * (found.scores.dim() - 1)).to(found.scores.device)
+    scores = _checked(torch.where(there, found.scores, 0.0), samples, name)
+    return PartialScores(scores, known.to(scores.device), found.counts)
+
+
+def combined(
+    reward: CompositeReward, components: Mapping[str, Tensor | PartialScores]
+) -> Tensor | PartialScores:
+    """What ``reward`` makes of ``components``: of a response that one has no score of, nothing."""
+    partial = {n: x for n, x in components.items() if isinstance(x, PartialScores)}
+    scores = {n: x.scores if isinstance(x, PartialScores) else x for n, x in components.items()}
+    total = reward.combine(scores)
+    if not partial:
+        return total
+    known = torch.stack([x.known.cpu() for x in partial.values()]).all(0)
+    counts = {f"{n}/{key}": count for n, x in partial.items() for key, count in x.counts.items()}
+    return PartialScores(total, known, counts)
+
+
 def _summed(scores: Tensor) -> Tensor:
     """[B], or [B, R] -> [B]."""
     return scores.sum(1) if scores.dim() > 1 else scores
@@ -70,16 +111,27 @@ def score(reward: RewardFn, samples: Samples, name: str = "reward") -> Scores:
     Raises:
         NumericsError: wrong shape, or a score that is not finite.
     """
-    components: dict[str, Tensor] = {}
+    components: dict[str, PartialScores] = {}
     with foreign(name), untouched(samples, "samples", name):
         if isinstance(reward, CompositeReward):
             found = reward.components(samples).items()
-            components = {key: _checked(x, samples, f"{name}.{key}") for key, x in found}
-            scores = _checked(reward.combine(components), samples, name)
+            components = {key: _partial(x, samples, f"{name}.{key}") for key, x in found}
+            whole = _partial(combined(reward, components), samples, name)
         else:
-            scores = _checked(reward(samples), samples, name)
-    sums = {key: _summed(x) for key, x in components.items()}
-    return Scores(_summed(scores), sums, scores if scores.dim() > 1 else None)
+            whole = _partial(reward(samples), samples, name)
+    sums = {key: _summed(x.scores) for key, x in components.items()}
+    scores = whole.scores
+    tokens = scores if scores.dim() > 1 else None
+    return Scores(_summed(scores), sums, tokens, whole.known, dict(whole.counts))
+
+
+def summed(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """What rewards have counted, name by name, added up."""
+    total: dict[str, float] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0.0) + count
+    return total
 
 
 def needs_models(part: Any) -> bool:

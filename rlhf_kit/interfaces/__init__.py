@@ -16,7 +16,7 @@ from rlhf_kit.interfaces.engine import (
     Term,
     World,
 )
-from rlhf_kit.interfaces.labeler import Labeler
+from rlhf_kit.interfaces.labeler import Labeler, Labels
 from rlhf_kit.interfaces.loss import AnyLoss, Loss, ObservingLoss
 from rlhf_kit.interfaces.memory import (
     Identified,
@@ -54,6 +54,7 @@ __all__ = [
     "InvertibleNormalizer",
     "KLController",
     "Labeler",
+    "Labels",
     "Loss",
     "Memory",
     "ModelReward",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from rlhf_kit.types import Samples
 
 
-class Labeler(Protocol):
-    def __call__(self, samples: Samples) -> tuple[Sequence[int], Sequence[float] | None]:
-        """Rank the samples of each group: ranks [B] (0 = best, equal = tied) within the group,
+class Labels(NamedTuple):
+    """What a labeler says of B samples; None of one that it could not judge."""
 
-        and the scores [B] behind them, if the labeler has any.
-        """
+    ranks: Sequence[int | None]  # within the group: 0 = best, equal = tied
+    scores: Sequence[float | None] | None = None  # behind the ranks, if the labeler has any
+    counts: Mapping[str, float] = MappingProxyType({})  # for the metrics
+
+
+class Labeler(Protocol):
+    def __call__(self, samples: Samples) -> Labels:
+        """Rank the samples of each group."""

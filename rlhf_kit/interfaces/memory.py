@@ -29,7 +29,8 @@ class Memory(Protocol):
     """A memory strategy: builds the roles over one backbone, or over several.
 
     ``start`` is a stage folder, or None for the pretrained model. What is ``trainable`` starts as a
-    copy of it.
+    copy of it; building anything else leaves the global generators of random numbers where they
+    stood, since it may happen between two steps, or once more when a run goes on.
     """
 
     def policy(
@@ -38,7 +39,7 @@ class Memory(Protocol):
         """``residual_dropout`` acts on its forward passes with gradients only."""
 
     def reference(self, start: Path | None) -> Reference:
-        """Frozen. Building one draws no random number that others would have drawn."""
+        """Frozen."""
 
     def scorer(
         self,

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from rlhf_kit.interfaces.state import Trainable
 from rlhf_kit.interfaces.tokenizer import Tokenizer
-from rlhf_kit.types import PackedTexts, Samples, TextBatch, TrunkId
+from rlhf_kit.types import PackedTexts, PartialScores, Samples, TextBatch, TrunkId
 
 
 class RewardFn(Protocol):
     """Any function; see also ModelReward, CompositeReward and NeedsModels."""
 
-    def __call__(self, samples: Samples) -> Tensor:
+    def __call__(self, samples: Samples) -> Tensor | PartialScores:
         """Scores [B], one per response, or [B, R], one per token of it; finite.
 
-        Scores of tokens are for who learns from tokens; everyone else reads their sum.
+        Scores of tokens are for who learns from tokens; everyone else reads their sum. It returns
+        PartialScores where some responses may have none.
         """
 
 
@@ -28,11 +29,14 @@ class RewardFn(Protocol):
 class CompositeReward(Protocol):
     """A reward made of several numbers: each component is logged under its name."""
 
-    def components(self, samples: Samples) -> Mapping[str, Tensor]:
+    def components(self, samples: Samples) -> Mapping[str, Tensor | PartialScores]:
         """name -> [B], or [B, R] all of them where tokens are scored."""
 
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
-        """What ``__call__`` would return for these components."""
+        """The scores that ``__call__`` would return for these, row by row; what is made of a
+
+        response that one of them has no score of, whatever stands there, is not read.
+        """
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from rlhf_kit.interfaces import (
     CompositeReward,
     InvertibleNormalizer,
     Labeler,
+    Labels,
     Normalizer,
     RewardFn,
     Stateful,
@@ -38,7 +39,7 @@ from rlhf_kit.testing.inputs import made_up_experience
 from rlhf_kit.testing.losses import map_places, map_rows
 from rlhf_kit.testing.sentences import declared, named, require
 from rlhf_kit.testing.toy import made_up_samples
-from rlhf_kit.types import Advantages, Experience, Samples
+from rlhf_kit.types import Advantages, Experience, PartialScores, Samples
 
 
 def check_reward(
@@ -64,7 +65,7 @@ def check_reward(
 
     def score(batch: Samples) -> Tensor:
         with torch.no_grad():
-            scores = reward(batch)
+            scores = _plain(reward(batch))
         float32(scores, [len(batch)], f"{name}: the scores")
         bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
         if bad:
@@ -106,6 +107,13 @@ def check_reward(
     return whole
 
 
+def _plain(found: Tensor | PartialScores) -> Tensor:
+    """The scores, 0 where there is none."""
+    if not isinstance(found, PartialScores):
+        return found
+    return torch.where(found.known, found.scores, 0.0)
+
+
 def _letters_in_padding(samples: Samples) -> Samples:
     """The same samples with a valid token id, not the pad id, in all padding."""
     prompts, mask = samples.prompts, samples.response_mask
@@ -124,8 +132,9 @@ def _longer(samples: Samples) -> Samples:
 
 
 def _components(reward: CompositeReward, samples: Samples, whole: Tensor) -> None:
-    name, components = named(reward), reward.components(samples)
-    require(isinstance(components, Mapping), f"{name}.components should return name -> [B]")
+    name, found = named(reward), reward.components(samples)
+    require(isinstance(found, Mapping), f"{name}.components should return name -> [B]")
+    components = {key: _plain(value) for key, value in found.items()}
     for key, value in components.items():
         float32(value, [len(samples)], f"{name}: component {key!r}")
         finite(value, f"{name}: component {key!r} is not finite")
@@ -383,15 +392,15 @@ def check_labeler(labeler: Labeler, samples: Samples | None = None) -> None:
     name = named(labeler)
     samples = samples if samples is not None else made_up_samples(samples_per_prompt=3)
 
-    def label(batch: Samples) -> tuple[list[int], list[float] | None]:
-        ranks, scores = labeler(batch)
+    def label(batch: Samples) -> tuple[list[Any], list[float] | None]:
+        ranks, scores, _ = Labels(*labeler(batch))
         ranks = list(ranks)
         require(
             len(ranks) == len(batch) and all(isinstance(rank, int) for rank in ranks),
             f"{name} should return one int rank per response, got {ranks!r:.80}",
         )
         if scores is not None:
-            scores = [float(x) for x in scores]
+            scores = [math.nan if x is None else float(x) for x in scores]
             require(
                 len(scores) == len(batch) and all(map(math.isfinite, scores)),
                 f"{name} should return one finite score per response, or None for all",

@@ -23,6 +23,7 @@ from rlhf_kit.types.packed import PackedTexts
 from rlhf_kit.types.ragged import Ragged
 from rlhf_kit.types.rollout import Advantages, PolicyOutput, PPOBatch, Rollout
 from rlhf_kit.types.samples import Prompts, Row, Samples, Sampling, asked
+from rlhf_kit.types.scores import PartialScores
 from rlhf_kit.types.shapes import check_shape
 from rlhf_kit.types.texts import TextBatch, Texts
 
@@ -41,6 +42,7 @@ __all__ = [
     "PackedTexts",
     "PaddedTrunk",
     "PairInputs",
+    "PartialScores",
     "PolicyLossInputs",
     "PolicyOutput",
     "PreferenceInputs",

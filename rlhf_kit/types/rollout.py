@@ -31,7 +31,10 @@ class Advantages:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """Samples and everything recorded about them before the first update."""
+    """Samples and everything recorded about them before the first update.
+
+    Responses that the reward has no score of are left out of it.
+    """
 
     samples: Samples
     logprobs: Tensor  # [B, R]
@@ -40,12 +43,15 @@ class Rollout:
     scores: Tensor  # [B]
     components: dict[str, Tensor] = field(default_factory=dict)  # name -> [B], parts of a score
     token_scores: Tensor | None = None  # [B, R], of a reward that scores tokens; scores is the sum
+    known: Tensor | None = None  # [B] bool: which responses have a score; None: all
+    counts: dict[str, float] = field(default_factory=dict)  # what the reward met on the way
 
     @classmethod
     def join(cls, parts: Sequence[Rollout]) -> Rollout:
         """One rollout of several chunks, each padded to the widest of them."""
         values = [part.values for part in parts if part.values is not None]
         tokens = [part.token_scores for part in parts if part.token_scores is not None]
+        known = [part.known for part in parts if part.known is not None]
         return cls(
             Samples.join([part.samples for part in parts]),
             joined([part.logprobs for part in parts]),
@@ -54,6 +60,23 @@ class Rollout:
             torch.cat([part.scores for part in parts]),
             {n: torch.cat([p.components[n] for p in parts]) for n in parts[0].components},
             joined(tokens) if tokens else None,
+            torch.cat(known) if known else None,
+            {n: sum(p.counts[n] for p in parts) for n in parts[0].counts},
+        )
+
+    def select(self, index: Tensor) -> Rollout:
+        """Rows ``index``; no response is cut."""
+        values, tokens = self.values, self.token_scores
+        return Rollout(
+            self.samples.select(index, self.mask.shape[1]),
+            self.logprobs[index],
+            self.reference_logprobs[index],
+            None if values is None else values[index],
+            self.scores[index],
+            {name: x[index] for name, x in self.components.items()},
+            None if tokens is None else tokens[index],
+            None if self.known is None else self.known[index],
+            self.counts,
         )
 
     @property

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import textwrap
+import threading
 import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,48 @@ def test_the_tutorial_reward_works(tmp_path: Path) -> None:
     reward = PythonReward(PythonOptions(path=file))
     scores = score(reward, made_up_samples(["Please sit down.", "No."])).total
     assert scores.tolist() == pytest.approx([0.97, -0.01])
+
+
+def test_the_judge_of_the_tutorial_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_model: Path
+) -> None:
+    """The function and the block of the recipe, against a server that fails at first."""
+    from rlhf_kit.context import RunContext, StageContext
+    from rlhf_kit.engine.scoring import score
+    from rlhf_kit.recipe import open_recipe
+    from rlhf_kit.testing import made_up_samples
+
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            """Nothing."""
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body["messages"][0]["content"])
+            self.send_response(429 if len(asked) == 1 else 200)
+            self.end_headers()
+            said = {"message": {"content": "7" if asked[-1].endswith("Yes.") else "3"}}
+            self.wfile.write(json.dumps({"choices": [said]}).encode())
+
+    write_toy_recipe(tmp_path, toy_model, "full")
+    recipe = yaml.safe_load((tmp_path / "toy.yaml").read_text())
+    (block,) = [b for b in blocks(TUTORIAL, "yaml") if "use: judge" in b]
+    recipe["stages"]["ppo"] |= yaml.safe_load(block)
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe))
+    (code,) = [code for code in blocks(TUTORIAL, "python") if "JUDGE_URL" in code]
+    (tmp_path / "judge.py").write_text(code)
+    resolved, *_ = open_recipe(tmp_path / "toy.yaml", ["ppo.reward.backoff=0"])
+    options: Any = resolved.stages["ppo"].part.options
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}/")
+        context = StageContext(RunContext(resolved, tmp_path / "run"), "ppo")
+        found = score(context.build(options.reward), made_up_samples(["Yes.", "No."]))
+        server.shutdown()
+    assert found.total.tolist() == pytest.approx([0.7, 0.3])
+    assert found.counts["retries"] == 1.0
 
 
 def test_the_plugin_of_the_authors_page_works() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rlhf_kit_evaluation.evaluate import Evaluate, wins
+from rlhf_kit_evaluation.evaluate import Evaluate, Scored, wins
 from rlhf_kit_evaluation.options import EvaluateOptions
 from toys import write_toy_recipe
 
 from rlhf_kit.components import Component, Part, StageRef
-from rlhf_kit.errors import RecipeError
+from rlhf_kit.errors import PluginError, RecipeError
 from rlhf_kit.recipe import open_recipe, refs_of
 from rlhf_kit.run import run_recipe
 from rlhf_kit.summary import closing_table
@@ -157,10 +157,17 @@ def test_wins_are_counted_sample_by_sample() -> None:
     options = EvaluateOptions.model_construct(
         prompts=nothing, gold=nothing, samples_per_prompt=2, tie_margin=0.1
     )
-    candidate = torch.tensor([1.0, 0.0, 0.5, 0.55])
-    baseline = torch.tensor([0.0, 1.0, 0.0, 0.5])
+    candidate = Scored.of([1.0, 0.0, 0.5, 0.55])
+    baseline = Scored.of([0.0, 1.0, 0.0, 0.5])
     # A win and a loss; a win and a tie, which counts half.
     assert wins(candidate, baseline, options).tolist() == [0.5, 0.75]
+    # Without the loss; and without a pair of the second prompt.
+    partial = Scored.of([1.0, None, None, 0.55])
+    assert partial.mean() == pytest.approx(0.775)
+    assert wins(partial, baseline, options).tolist() == [1.0, 0.5]
+    assert wins(partial, Scored.of([None, 1.0, 0.0, 0.5]), options).tolist() == [0.5]
+    with pytest.raises(PluginError, match="no answer has a score together with the baseline's"):
+        wins(partial, Scored.of([None, 1.0, 0.0, None]), options)
 
 
 @pytest.mark.parametrize(("batch", "cut_at"), [(2, 1), (2, 3), (2, 5), (6, 2), (6, 3)])

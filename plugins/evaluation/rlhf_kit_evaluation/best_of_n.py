@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
-from rlhf_kit.engine.scoring import load_models, score, try_out
+from rlhf_kit.engine.scoring import load_models, score, summed, try_out
+from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Context, RewardFn, Sampler, StageRun
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.journal import Journal
@@ -101,27 +102,57 @@ class BestOfN:
         state = stateful(scores=done, sampler=self._sampler, **rewards)
         for step in run.steps(len(self._prompts), state, unit="prompt"):
             prompts = self._prompts.batch(torch.tensor([step])).repeat(o.samples_per_prompt)
-            found: dict[str, list[float]] = {name: [] for name in parts}
+            found: dict[str, list[float | None]] = {name: [] for name in parts}
+            counts: list[dict[str, float]] = []
             for samples in sample(self._sampler, policy, prompts, o.sampling, key, endings=endings):
                 for name, part in parts.items():
-                    found[name] += score(part, samples, name).total.tolist()
+                    scores = score(part, samples, name)
+                    found[name] += scores.known_or_none()
+                    counts.append(scores.counted(name))
             done.add(found)
-            means = {key: sum(values) / len(values) for key, values in found.items()}
+            metrics = summed(counts)
+            for name, column in found.items():
+                known = [x for x in column if x is not None]
+                metrics |= {name: sum(known) / len(known)} if known else {}
             line = f"prompt {step + 1}/{len(self._prompts)}" if step % 10 == 9 else None
-            run.end_step(step, means, line)
-        curves = self.curves(list(done))
+            run.end_step(step, metrics, line)
+        tables = self._tables(list(done), used := LeftOut())
+        used.tell(run)
+        curves = self.curves(tables)
         write_json(run.folder / "best_of_n.json", curves)
-        return {"best_of_n": curves[-1], **self._left_out.summary()}
+        return {"best_of_n": curves[-1], **(self._left_out | used).summary()}
 
-    def curves(self, rows: Sequence[dict[str, list[float]]]) -> list[dict[str, float]]:
-        """For n = 1, 2, 4, ...: ``kl`` in nats, and of each proxy ``name/proxy``, ``name/gold``."""
-        table = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+    def _tables(
+        self, rows: Sequence[Mapping[str, Sequence[float | None]]], left_out: LeftOut
+    ) -> list[dict[str, Tensor]]:
+        """Of each prompt the scores [1, samples] of the answers that have all, name by name.
+
+        A prompt that has few goes: the smallest number of answers is how far n can be read.
+        """
         found = []
-        n = 1
-        while n <= self._options.samples_per_prompt:
+        for row in rows:
+            answers = zip(*row.values(), strict=True)
+            whole = [scores for scores in answers if None not in scores]
+            if 2 * len(whole) >= self._options.samples_per_prompt:
+                found.append(dict(zip(row, torch.tensor(whole).T[:, None], strict=True)))
+        lost = len(rows) - len(found)
+        left_out.note(lost, len(rows), "prompts", "fewer than half of the answers have all scores")
+        if not found:
+            raise PluginError("of no prompt has half of the answers all scores; nothing to compare")
+        return found
+
+    def curves(self, tables: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+        """For n = 1, 2, 4, ...: ``kl`` in nats, and of each proxy ``name/proxy``, ``name/gold``.
+
+        Means over the prompts, of each of which there is a table: name -> [1, samples].
+        """
+        found = []
+        n, most = 1, min(table["gold"].shape[1] for table in tables)
+        while n <= most:
             point = {"n": float(n), "kl": best_of_n_kl(n)}
             for name in self._proxies:
-                proxy, gold = best_of_n(table[name], table["gold"], n)
+                each = [best_of_n(table[name], table["gold"], n) for table in tables]
+                proxy, gold = (sum(scores) / len(each) for scores in zip(*each, strict=True))
                 point |= {f"{name}/proxy": proxy, f"{name}/gold": gold}
             found.append(point)
             n *= 2

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlhf_kit.engine.checkpoint import write_json
 from rlhf_kit.engine.release import release_memory
-from rlhf_kit.engine.scoring import load_models, score, try_out
+from rlhf_kit.engine.scoring import load_models, score, summed, try_out
+from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Context, Memory, Policy, Reference, RewardFn, Sampler, StageRun
 from rlhf_kit.ops.bootstrap import bootstrap_interval
 from rlhf_kit.ops.kl import sequence_kl
@@ -28,31 +29,56 @@ from rlhf_kit_evaluation.options import BASELINE, EvaluateOptions
 
 
 @dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of N samples, of which some may be missing."""
+
+    values: Tensor  # [N] float32, 0 where there is none
+    known: Tensor  # [N] bool
+
+    @classmethod
+    def of(cls, column: Sequence[float | None]) -> Scored:
+        known = torch.tensor([x is not None for x in column])
+        return cls(torch.tensor([0.0 if x is None else x for x in column]), known)
+
+    def mean(self) -> float:
+        return _mean(self.values[self.known])
+
+    def tolist(self) -> list[float | None]:
+        pairs = zip(self.values.tolist(), self.known.tolist(), strict=True)
+        return [x if there else None for x, there in pairs]
+
+
+@dataclass(frozen=True, eq=False)
 class Judged:
     """What is kept of one policy's samples, not the samples; the tensors are [N], prompt-major."""
 
     texts: list[str]
-    gold: Tensor
-    reward: Tensor | None
+    gold: Scored
+    reward: Scored | None
     kl: Tensor | None  # to the baseline; None: it is the baseline
     length: Tensor
     finished: Tensor
+    counts: dict[str, float]  # what the rewards met on the way
     perplexity: float | None = None  # of the held-out text, if there is any
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> Judged:
         """Of the rows of a journal, which are as ``Evaluate._row`` has made them."""
 
-        def column(name: str) -> Tensor | None:
-            found = [x for row in rows for x in row[name] or ()]
-            return torch.tensor(found) if found else None
+        def column(name: str) -> list[Any]:
+            return [x for row in rows for x in row[name] or ()]
 
-        columns: dict[str, Any] = {name: column(name) for name in rows[0] if name in _FIGURES}
-        texts = [text for row in rows for text in row["texts"]]
-        return cls(texts, **columns, perplexity=rows[-1]["perplexity"])
-
-
-_FIGURES = ("gold", "reward", "kl", "length", "finished")
+        gold, reward, kl = column("gold"), column("reward"), column("kl")
+        return cls(
+            column("texts"),
+            Scored.of(gold),
+            Scored.of(reward) if reward else None,
+            torch.tensor(kl) if kl else None,
+            torch.tensor(column("length")),
+            torch.tensor(column("finished")),
+            summed(row["counts"] for row in rows),
+            rows[-1]["perplexity"],
+        )
 
 
 class Evaluate:
@@ -96,7 +122,8 @@ class Evaluate:
         for row in rows[:: o.samples_per_prompt][: o.side_by_side]:
             run.say(f"prompt: {row['prompt']}")
             for name, text in row["responses"].items():
-                run.say(f"  {name} ({row['gold'][name]:+.2f}): {text}")
+                gold = row["gold"][name]
+                run.say(f"  {name} ({'no score' if gold is None else f'{gold:+.2f}'}): {text}")
         return self._summary(found, run) | self._left_out.summary()
 
     def _judge(self, run: StageRun, memory: Memory) -> dict[str, Judged]:
@@ -140,12 +167,14 @@ class Evaluate:
         self, policy: Policy, baseline: Reference, samples: Samples, name: str
     ) -> dict[str, Any]:
         """What is kept of ``samples``, as JSON has it: exact, since a float64 holds a float32."""
-        reward = None if self._reward is None else score(self._reward, samples).total.tolist()
+        reward = None if self._reward is None else score(self._reward, samples)
+        gold = score(self._gold, samples, "gold")
         return {
             "policy": name,
             "texts": samples.responses,
-            "gold": score(self._gold, samples, "gold").total.tolist(),
-            "reward": reward,
+            "gold": gold.known_or_none(),
+            "reward": None if reward is None else reward.known_or_none(),
+            "counts": gold.counted("gold") | ({} if reward is None else reward.counted("reward")),
             "kl": None if policy is baseline else _kl(policy, baseline, samples).tolist(),
             "length": samples.response_mask.sum(1).float().tolist(),
             "finished": samples.finished.float().tolist(),
@@ -156,11 +185,12 @@ class Evaluate:
         """A row per sample: the prompt, then what each policy answers and its gold score."""
         times = self._options.samples_per_prompt
         prompts = [asked(row) for row in self._prompts.rows for _ in range(times)]
+        gold = {name: judged.gold.tolist() for name, judged in found.items()}
         return [
             {
                 "prompt": prompt,
                 "responses": {name: judged.texts[i] for name, judged in found.items()},
-                "gold": {name: judged.gold[i].item() for name, judged in found.items()},
+                "gold": {name: scores[i] for name, scores in gold.items()},
             }
             for i, prompt in enumerate(prompts)
         ]
@@ -171,7 +201,7 @@ class Evaluate:
         candidates = {name: judged for name, judged in found.items() if name != BASELINE}
         won = {name: wins(j.gold, baseline.gold, self._options) for name, j in candidates.items()}
         summary: dict[str, Any] = {
-            "gold_score": {name: _mean(judged.gold) for name, judged in found.items()},
+            "gold_score": {name: judged.gold.mean() for name, judged in found.items()},
             "win_rate": {name: _mean(shares) for name, shares in won.items()},
             "win_rate_ci": {
                 name: list(bootstrap_interval(shares, torch.ones_like(shares), run.generator))
@@ -181,7 +211,11 @@ class Evaluate:
             "response_length": {name: _mean(judged.length) for name, judged in found.items()},
             "finished": {name: _mean(judged.finished) for name, judged in found.items()},
         }
-        scores = {name: _mean(j.reward) for name, j in found.items() if j.reward is not None}
+        scores = {name: j.reward.mean() for name, j in found.items() if j.reward is not None}
+        missing = {name: int((~j.gold.known).sum()) for name, j in found.items()}
+        summary |= {"without_gold": missing} if any(missing.values()) else {}
+        counts = summed(judged.counts for judged in found.values())
+        summary |= {"counts": counts} if counts else {}
         texts = {name: j.perplexity for name, j in found.items() if j.perplexity is not None}
         summary |= {"reward_model_score": scores} if scores else {}
         summary |= {"perplexity": texts} if texts else {}
@@ -199,11 +233,20 @@ def _mean(values: Tensor) -> float:
     return values.float().mean().item()
 
 
-def wins(candidate: Tensor, baseline: Tensor, options: EvaluateOptions) -> Tensor:
+def wins(candidate: Scored, baseline: Scored, options: EvaluateOptions) -> Tensor:
     """Per prompt, the share of sample pairs that ``candidate`` wins; a tie counts half. [prompts]
 
-    Paired: sample i of one against sample i of the other, which answer the same prompt.
+    Paired: sample i of one against sample i of the other, which answer the same prompt. A pair of
+    which one has no score is left out, and so is a prompt that has no other.
+
+    Raises:
+        PluginError: there is no pair.
     """
-    gap = candidate - baseline
+    gap, times = candidate.values - baseline.values, options.samples_per_prompt
     won = (gap > options.tie_margin).float() + 0.5 * (gap.abs() <= options.tie_margin).float()
-    return won.view(-1, options.samples_per_prompt).mean(1)
+    known = (candidate.known & baseline.known).view(-1, times)
+    pairs = known.sum(1)
+    if not bool(pairs.any()):
+        raise PluginError("gold: no answer has a score together with the baseline's")
+    shares = torch.where(known, won.view(-1, times), 0.0).sum(1) / pairs.clamp(min=1)
+    return shares[pairs > 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from rlhf_kit.engine.precision import resolve_device, resolve_dtype
+from rlhf_kit.engine.seeding import randomness_kept
 from rlhf_kit.errors import RecipeError
 from rlhf_kit.interfaces import Context, ModelSource, Tokenizer
 from rlhf_kit_hf.artifact import check_note
@@ -81,15 +83,14 @@ class Strategy(ABC):
     def policy(
         self, start: Path | None, *, trainable: bool = True, residual_dropout: float = 0.0
     ) -> TransformersPolicy:
-        role = self._role("policy", start, trainable=trainable)
+        with _unseen(trainable=trainable):
+            role = self._role("policy", start, trainable=trainable)
         if residual_dropout > 0:
             add_residual_dropout(role.layers, residual_dropout)
         return TransformersPolicy(role, self.tokenizer, self.device)
 
     def reference(self, start: Path | None) -> TransformersReference:
-        # What an adapter is first filled with is drawn, and nobody reads it: a folder or the
-        # pretrained model says what a reference is.
-        with torch.random.fork_rng():
+        with _unseen(trainable=False):
             role = self._role("reference", start, trainable=False)
         return TransformersReference(role, self.device)
 
@@ -102,15 +103,16 @@ class Strategy(ABC):
         trainable: bool = True,
     ) -> TransformersRewardModel:
         """One that is not trained, and a critic, never begin with a head that is drawn."""
-        role = self._role("reward", start, trainable=trainable)
         fresh = start is None or (trainable and not has_head(start))
-        return self._headed(
-            role,
-            None if fresh else start,
-            pooling=pooling,
-            init_std=init_std,
-            trainable=trainable,
-        )
+        with _unseen(trainable=trainable):
+            role = self._role("reward", start, trainable=trainable)
+            return self._headed(
+                role,
+                None if fresh else start,
+                pooling=pooling,
+                init_std=init_std,
+                trainable=trainable,
+            )
 
     def critic(self, start: Path | None, *, init_std: float = 0.0) -> TransformersRewardModel:
         role = self._role("critic", start, trainable=True)
@@ -165,6 +167,15 @@ class SharedStrategy(Strategy):
 def _hash(source: ModelSource) -> str:
     text = json.dumps(source.fingerprint(), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _unseen(*, trainable: bool) -> AbstractContextManager[None]:
+    """Put back what building a role draws, unless it is to be trained.
+
+    What an adapter or a head is first filled with is drawn, and then a folder or the pretrained
+    model says what it is. A stage may build such a role in the middle of its steps.
+    """
+    return nullcontext() if trainable else randomness_kept()
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ import torch
 
 from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.scoring import load_models, try_out_labeler
-from rlhf_kit.errors import DataError
-from rlhf_kit.interfaces import Context, Labeler, Sampler, StageRun, Tokenizer
+from rlhf_kit.errors import DataError, PluginError
+from rlhf_kit.interfaces import Context, Labeler, Labels, Sampler, StageRun, Tokenizer
 from rlhf_kit.stagekit.endings import Endings
 from rlhf_kit.stagekit.journal import Journal, in_chunks
 from rlhf_kit.stagekit.left_out import LeftOut
@@ -60,17 +60,20 @@ class Collect:
             prompts = self._prompts.batch(torch.tensor(chunk)).repeat(o.completions)
             found = sample(self._sampler, policy, prompts, o.sampling, key, endings=endings)
             samples = Samples.join(list(found))
-            ranks, scores = self._labeler(samples)
+            ranks, scores, counts = Labels(*self._labeler(samples))
             splits = [self._splits[i] for i in chunk]
             usable = [
-                _reads_back(self._context.tokenizer, text, bool(finished))
-                for text, finished in zip(samples.responses, samples.finished, strict=True)
+                rank is not None and _reads_back(self._context.tokenizer, text, bool(finished))
+                for rank, text, finished in zip(
+                    ranks, samples.responses, samples.finished, strict=True
+                )
             ]
             done.add(*comparisons(samples, ranks, scores, splits, usable))
             length = samples.response_mask.sum(1).float().mean().item()
             metrics = {
                 "response_length": length,
                 "finished": samples.finished.float().mean().item(),
+                **{f"labeler/{name}": float(count) for name, count in counts.items()},
             }
             line = (
                 f"prompt {chunk.stop}/{len(self._prompts)}  {len(done)} kept  length {length:.1f}"
@@ -83,7 +86,7 @@ class Collect:
         why = "fewer than two completions that say something"
         used.note(asked - len(done), asked, "prompts", why)
         total = asked * o.completions
-        why = "empty, ending too early when read again, or of a prompt that is left out"
+        why = "empty, ending too early when read again, not judged, or of a prompt that is left out"
         used.note(total - kept, total, "completions", why)
         used.tell(run)
         left_out = self._left_out | used
@@ -101,8 +104,8 @@ def _reads_back(tokenizer: Tokenizer, text: str, finished: bool) -> bool:
 
 def comparisons(
     samples: Samples,
-    ranks: Sequence[int],
-    scores: Sequence[float] | None,
+    ranks: Sequence[int | None],
+    scores: Sequence[float | None] | None,
     splits: Sequence[str],
     usable: Sequence[bool],
 ) -> list[Row]:
@@ -125,6 +128,9 @@ def comparisons(
             "finished": [bool(samples.finished[i]) for i in rows],
         }
         if scores is not None:
-            row["scores"] = [round(float(scores[i]), 6) for i in rows]
+            judged = [score for i in rows if (score := scores[i]) is not None]
+            if len(judged) < len(rows):
+                raise PluginError("labeler: a rank without a score; give both, or None for both")
+            row["scores"] = [round(float(score), 6) for score in judged]
         found.append(row)
     return found

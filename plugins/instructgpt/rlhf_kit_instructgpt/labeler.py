@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_kit.engine.scoring import load_models, needs_models, score
-from rlhf_kit.interfaces import Context, Memory, RewardFn, Stateful
+from rlhf_kit.interfaces import Context, Labels, Memory, RewardFn, Stateful
 from rlhf_kit.types import Samples
 from rlhf_kit_instructgpt.options import ScriptedOptions
 
@@ -42,12 +42,14 @@ class Scripted:
         if isinstance(self._reward, Stateful):
             self._reward.load_state_dict(state)
 
-    def __call__(self, samples: Samples) -> tuple[list[int], list[float]]:
-        scores = score(self._reward, samples, "labeler").total
-        ranks = [0] * len(samples)
-        for group in samples.group.unique().tolist():
-            rows = (samples.group == group).nonzero().flatten().tolist()
-            found = rank([scores[i].item() for i in rows], self._margin)
-            for i, value in zip(rows, found, strict=True):
+    def __call__(self, samples: Samples) -> Labels:
+        found = score(self._reward, samples, "labeler")
+        scores = found.total.tolist()
+        ranks: list[int | None] = [None] * len(samples)
+        groups, known = samples.group.cpu(), found.known.cpu()
+        for group in groups.unique().tolist():
+            rows = ((groups == group) & known).nonzero().flatten().tolist()
+            order = rank([scores[i] for i in rows], self._margin)
+            for i, value in zip(rows, order, strict=True):
                 ranks[i] = value
-        return ranks, scores.tolist()
+        return Labels(ranks, found.known_or_none(), found.counts)

@@ -9,7 +9,8 @@ import torch
 
 from rlhf_kit.engine.held_out import held_out_loss
 from rlhf_kit.engine.minibatch import Cycle
-from rlhf_kit.engine.scoring import load_models, score, try_out
+from rlhf_kit.engine.scoring import load_models, score, summed, try_out
+from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import (
     Context,
     ParameterGroup,
@@ -130,7 +131,8 @@ class SFT:
                 found = self.judge(policy, run, endings)
                 best.offer(self._cost(found))
                 metrics |= {f"validation/{key}": value for key, value in found.items()}
-                line += "".join(f"  validation {key} {value:.3f}" for key, value in found.items())
+                shown = {key: value for key, value in found.items() if "/" not in key}
+                line += "".join(f"  validation {key} {value:.3f}" for key, value in shown.items())
             run.end_step(step, metrics, line)
         best.restore()
         policy.save(run.folder)
@@ -152,7 +154,8 @@ class SFT:
     def judge(self, policy: Policy, run: StageRun, endings: Endings) -> dict[str, float]:
         """``loss`` on the validation split, divided once, as in training; with `select_by` the
 
-        mean ``score`` of samples; with a mix the ``perplexity`` on held-out running text.
+        mean ``score`` of samples, and what the reward counts; with a mix the ``perplexity`` on
+        held-out running text.
         """
         batches = list(self._validation.split(self._options.micro_batch))
         judged = held_out_loss(self._term, batches, lambda micro: self._inputs(policy, micro))
@@ -167,8 +170,12 @@ class SFT:
                 run.key("select_by"),
                 endings=endings,
             )
-            totals = [score(self._reward, each, "select_by").total.sum().item() for each in answers]
-            found["score"] = sum(totals) / len(self._prompts)
+            scores = [score(self._reward, each, "select_by") for each in answers]
+            known = sum(int(each.known.sum()) for each in scores)
+            if not known:
+                raise PluginError("select_by: no sample has a score")
+            found["score"] = sum(each.total.sum().item() for each in scores) / known
+            found |= summed(each.counted("select_by") for each in scores)
         if self._held_out is not None:
             found["perplexity"] = perplexity(policy, self._held_out)
         return found

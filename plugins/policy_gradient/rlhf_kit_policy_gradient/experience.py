@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,34 @@ def with_room(samples: Samples, options: EndOptions, longest: int) -> Samples:
         return samples
     widest = int(samples.response_mask.sum(1).max())
     return samples.with_room(min(widest + 1, longest))
+
+
+def with_scores(rollout: Rollout, *, whole_groups: bool) -> Rollout:
+    """Without the responses that the reward has no score of; ``dropped`` counts what is left out.
+
+    Args:
+        rollout: of all responses.
+        whole_groups: leave the other responses to their prompts out too, since somebody compares
+            the members of a group.
+
+    Raises:
+        PluginError: fewer than two responses remain.
+    """
+    if rollout.known is None:
+        return rollout
+    known, group = rollout.known.cpu(), rollout.group.cpu()
+    stays = ~torch.isin(group, group[~known]) if whole_groups else known
+    kept = stays.nonzero().flatten()
+    dropped = len(known) - len(kept)
+    if not dropped and not rollout.counts:
+        return rollout
+    if dropped and len(kept) < 2:
+        raise PluginError(
+            f"the reward has no score for {int((~known).sum())} of {len(known)} responses "
+            f"of this rollout, and {len(kept)} can be learned from; at least two are needed"
+        )
+    counted = replace(rollout, counts=rollout.counts | {"dropped": float(dropped)})
+    return counted.select(kept) if dropped else counted
 
 
 def shaped_scores(rollout: Rollout, options: EndOptions, normalizer: Normalizer | None) -> Tensor:

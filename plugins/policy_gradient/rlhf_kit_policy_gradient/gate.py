@@ -163,15 +163,18 @@ def _ratio(setup: Setup) -> Iterator[Finding]:
 
 @torch.no_grad()
 def _reward(setup: Setup) -> Iterator[Finding]:
-    whole = score(setup.reward, setup.samples).total
+    first = score(setup.reward, setup.samples)
+    whole, known = first.total, first.known
     why = "a score changes with padding or with the other rows of its batch"
     states = setup.policy.evaluate(setup.samples)
     try:
         rows = torch.arange(len(setup.samples))
         parts = [setup.samples.select(some) for some in (rows[:1], rows[1:])]
-        alone = torch.cat([score(setup.reward, part).total for part in parts])
-        padded = score(setup.reward, widened(setup.samples)).total
-        gap = max(_rounded_gap(states, whole, x) for x in (alone, padded))
+        apart = [score(setup.reward, part) for part in parts]
+        alone = torch.cat([found.total for found in apart])
+        padded = score(setup.reward, widened(setup.samples))
+        known = known & torch.cat([found.known for found in apart]) & padded.known
+        gap = max(_rounded_gap(states, whole, x, known) for x in (alone, padded.total))
     except RlhfKitError as error:  # such as a deviation of one score
         gap, why = math.inf, f"{why}: {error}"
     bound = max(_bound(states), _precision_of(setup.reward))
@@ -262,10 +265,10 @@ def _repeatable(setup: Setup) -> Iterator[Finding]:
     with torch.enable_grad():  # dropout, where a model has it, is on while it trains
         outs = [_numbers(setup) for _ in range(2)]
     gap = max(_gap(a, b, setup.samples.response_mask) for a, b in zip(*outs, strict=True))
-    scores = [score(setup.reward, setup.samples).total for _ in range(2)]
+    first, second = (score(setup.reward, setup.samples) for _ in range(2))
     yield Finding(
         "repeatable",
-        max(gap, _gap(scores[0], scores[1])),
+        max(gap, _gap(first.total, second.total, first.known & second.known)),
         _bound(setup.policy.evaluate(setup.samples)) / 10,
         "the same call twice gives other numbers: dropout is on, or a reward is random",
     )

@@ -71,6 +71,7 @@ class PPOParts:
     ptx: PtxPart | None = None
     ema: WeightAverage | None = None
     whole_groups: bool = False  # a micro-batch keeps the responses to a prompt together
+    groups_compared: bool = False  # by the estimator or the loss: none may lack a member
 
     def learned(self) -> dict[str, Stateful]:
         """What a rollout that is learned from changes, and a rollback takes back."""

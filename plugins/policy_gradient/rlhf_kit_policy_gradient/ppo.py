@@ -36,6 +36,7 @@ from rlhf_kit_policy_gradient.experience import (
     normalised,
     places_of,
     with_room,
+    with_scores,
 )
 from rlhf_kit_policy_gradient.losses import KLLoss
 from rlhf_kit_policy_gradient.options import PPOPtxOptions
@@ -105,11 +106,15 @@ class PPOPtx:
     @timed("score")
     @torch.no_grad()
     def score(self, chunks: Sequence[Samples]) -> Rollout:
-        """What the updates hold fixed, role by role: the policy, its reference, critic, reward."""
+        """What the updates hold fixed, role by role: the policy, its reference, critic, reward.
+
+        Of the responses that the reward has a score of.
+        """
         # A trunk that is dropped is computed once for all roles, and is gone before the next one.
         drop = self.options.trunk == "drop"
         together = [[chunk] for chunk in chunks] if drop else [chunks]
-        return Rollout.join([self._scored(chunks) for chunks in together])
+        rollout = Rollout.join([self._scored(chunks) for chunks in together])
+        return with_scores(rollout, whole_groups=self.parts.groups_compared)
 
     def _scored(self, chunks: Sequence[Samples]) -> Rollout:
         parts = self.parts

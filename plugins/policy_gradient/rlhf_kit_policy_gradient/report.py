@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from rlhf_kit.engine.world import world_mean, world_variance
 from rlhf_kit.interfaces import World
 from rlhf_kit.ops.kl import sequence_kl
 from rlhf_kit.types import Advantages, Experience, Rollout
+
+
+def reward_counts(rollout: Rollout, world: World) -> dict[str, float]:
+    """What the reward counts, over all processes: ``reward/retries``, and whatever it names."""
+    return {
+        f"reward/{name}": float(world.sum(torch.tensor(count)))
+        for name, count in rollout.counts.items()
+    }
 
 
 def step_metrics(
@@ -28,6 +38,7 @@ def step_metrics(
     for them: rounding, or a sampler that draws from something else. ``gradient_ratio`` is the norm
     of the pretraining gradient, gamma included, over that of the PPO gradient. ``figures`` are the
     steering's. After a rollback or a stop there are no ``stats``: nothing was learned.
+    ``reward/dropped`` responses have no score and are in none of these.
     """
     mask, samples = rollout.mask, rollout.samples
     kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, mask)  # [B]
@@ -42,6 +53,7 @@ def step_metrics(
         "return": world_mean(world, targets.returns, mask),
     }
     metrics |= {f"score/{name}": world_mean(world, x) for name, x in rollout.components.items()}
+    metrics |= reward_counts(rollout, world)
     if samples.sampled_logprobs is not None:
         gap = (samples.sampled_logprobs - rollout.logprobs).abs()
         metrics["sampling_gap"] = world_mean(world, gap, mask)
@@ -66,6 +78,8 @@ def step_line(
         f"step {step + 1}/{total}  score {metrics['score']:+.3f}  kl {metrics['kl']:.2f}  "
         f"length {metrics['response_length']:.1f}  entropy {metrics['entropy']:.2f}"
     )
+    if metrics.get("reward/dropped"):
+        line += f"  dropped {metrics['reward/dropped']:.0f}"
     if "policy/clip_fraction" in metrics:
         line += f"  clipped {metrics['policy/clip_fraction']:.1%}"
     if "ptx/loss" in metrics:

@@ -40,6 +40,7 @@ from rlhf_kit_policy_gradient.gate import Setup, check_setup
 from rlhf_kit_policy_gradient.options import CriticOptions, PPOPtxOptions, PtxOptions
 from rlhf_kit_policy_gradient.parts import CriticPart, PPOParts, PtxPart
 from rlhf_kit_policy_gradient.ppo import PPOPtx
+from rlhf_kit_policy_gradient.report import reward_counts
 from rlhf_kit_policy_gradient.steering import Beta, Gamma
 
 GATE_PROMPTS = 8
@@ -152,6 +153,7 @@ class PPOPtxStage:
             ptx=None if self._mix is None else self._mix.part(run),
             ema=ema,
             whole_groups=self._whole_groups,
+            groups_compared=self._whole_groups or "groups" in o.advantage.component.needs,
         )
 
     def _check(
@@ -188,7 +190,8 @@ class PPOPtxStage:
         def measured() -> dict[str, float]:
             rollout = algorithm.score(algorithm.sample(prompts, run.key("average")))
             kl = sequence_kl(rollout.logprobs, rollout.reference_logprobs, rollout.mask)
-            return {"score": world_mean(world, rollout.scores), "kl": world_mean(world, kl)}
+            found = {"score": world_mean(world, rollout.scores), "kl": world_mean(world, kl)}
+            return found | reward_counts(rollout, world)
 
         last = measured()
         with ema.applied():

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.components import Part
-from rlhf_kit.engine.scoring import load_models, needs_models
+from rlhf_kit.engine.scoring import combined, load_models, needs_models
 from rlhf_kit.errors import NumericsError
 from rlhf_kit.interfaces import Context, Memory, RewardFn, Stateful
-from rlhf_kit.types import Samples
+from rlhf_kit.types import PartialScores, Samples
 
 
 class Composite(ABC):
@@ -27,8 +27,8 @@ class Composite(ABC):
         for reward in self.parts.values():
             load_models(reward, memory)
 
-    def components(self, samples: Samples) -> dict[str, Tensor]:
-        return {name: reward(samples).float() for name, reward in self.parts.items()}
+    def components(self, samples: Samples) -> dict[str, Tensor | PartialScores]:
+        return {name: reward(samples) for name, reward in self.parts.items()}
 
     @abstractmethod
     def combine(self, components: Mapping[str, Tensor]) -> Tensor:
@@ -49,8 +49,8 @@ class Composite(ABC):
             )
         return torch.stack([x.float().cpu() for x in components.values()])
 
-    def __call__(self, samples: Samples) -> Tensor:
-        return self.combine(self.components(samples))
+    def __call__(self, samples: Samples) -> Tensor | PartialScores:
+        return combined(self, self.components(samples))
 
     def _stateful(self) -> dict[str, Stateful]:
         return {name: part for name, part in self.parts.items() if isinstance(part, Stateful)}

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_kit import ModuleName, Options, Part, RecipePath, slots
+from rlhf_kit import Execution, ModuleName, Options, Part, RecipePath, slot, slots
 
 
 class PythonOptions(Options):
@@ -30,6 +30,55 @@ class VaderOptions(Options):
     part: Literal["compound", "pos", "neg", "neu"] = Field(
         "compound", description="which of VADER's scores; compound lies in [-1, 1]"
     )
+
+
+class JudgeOptions(Options):
+    """A reward that calls out, such as a language model over HTTP, called for each response."""
+
+    reward: Part = slot("reward", description="what is called, with one response at a time")
+    timeout: Execution[float] = Field(
+        60.0, gt=0, le=86400, description="seconds to wait for a call; then it has failed"
+    )
+    retries: Execution[int] = Field(
+        3, ge=0, le=1000, description="how often a call that failed is made again"
+    )
+    backoff: Execution[float] = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="seconds before the first retry; twice as many before each that follows, up to "
+        "a minute",
+    )
+    parallel: Execution[int] = Field(8, ge=1, le=1024, description="calls at a time")
+    on_error: Literal["stop", "drop", "value"] = Field(
+        "stop",
+        description="a response without a score, all retries made: stop the run; drop it, so that "
+        "nothing is learned or averaged from it; or give it error_value",
+    )
+    error_value: float | None = Field(
+        None, description="the score of a response that has none, under on_error: value"
+    )
+    most_in_a_row: Execution[int] = Field(
+        16,
+        ge=1,
+        description="so many responses in a row without a score stop the run all the same: the "
+        "judge is down",
+    )
+
+    def idle(self) -> Mapping[str, str]:
+        unread: dict[str, str] = {}
+        if self.on_error != "value":
+            unread["error_value"] = f'on_error is "{self.on_error}"; set on_error: value'
+        if self.on_error == "stop":
+            unread["most_in_a_row"] = 'on_error is "stop": the first one stops the run'
+        if self.retries == 0:
+            unread["backoff"] = "retries is 0; set it to 1 or more"
+        return unread
+
+    def problems(self) -> Mapping[str, str]:
+        if self.on_error == "value" and self.error_value is None:
+            return {"error_value": "is missing; on_error: value needs the score to give"}
+        return {}
 
 
 class WeightedSumOptions(Options):

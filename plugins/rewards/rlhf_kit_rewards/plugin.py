@@ -20,6 +20,13 @@ def rlhf_components() -> Iterable[Component]:
     )
     yield Component(
         "reward",
+        "judge",
+        f"{package}.judge:Judge",
+        options.JudgeOptions,
+        "A reward that calls out: time limit, retries, parallel calls, what to do without a score.",
+    )
+    yield Component(
+        "reward",
         "vader",
         f"{package}.vader:Vader",
         options.VaderOptions,

@@ -1,0 +1,604 @@
+"""A reward that calls out: it hangs, fails and is slow, against a real server on this machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rlhf_kit_policy_gradient.experience import with_scores
+from safetensors.torch import load_file
+from toy_runs import metrics, one_stage, run
+from toys import merged, toy_recipe_values, write_toy_recipe
+
+from rlhf_kit.components import Component
+from rlhf_kit.engine.scoring import score, try_out
+from rlhf_kit.errors import NumericsError, PluginError, RecipeError
+from rlhf_kit.plugins import load_plugins
+from rlhf_kit.recipe import open_recipe
+from rlhf_kit.registry import Registry
+from rlhf_kit.testing import build, check_reward, made_up_samples, part
+from rlhf_kit.types import PartialScores, Rollout
+
+_REGISTRY = Registry(load_plugins())
+PLAIN = """
+def reward(responses):
+    return [sum(map(ord, text)) % 101 / 101 for text in responses]
+"""
+CALLING = """
+import json, urllib.request
+
+def reward(responses):
+    request = urllib.request.Request("{url}", json.dumps(responses).encode())
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+"""
+TEXTS = ["one", "two", "three", "four", "five", "six", "seven"]
+SAMPLES = made_up_samples(TEXTS)
+EXPECTED = [sum(map(ord, text)) % 101 / 101 for text in TEXTS]
+
+
+def of(name: str, seam: str = "reward") -> Component:
+    return _REGISTRY.find(seam, f"rlhf-kit/{name}", "test", "test")[0]
+
+
+class Server:
+    """Scores one response per request. ``behave(text, attempt)`` says how: a word of ``_Handler``.
+
+    Attempts at a text count from 1.
+    """
+
+    def __init__(self) -> None:
+        self.behave: Callable[[str, int], str] = lambda text, attempt: "answer"
+        self.attempts: Counter[str] = Counter()
+        self.at_once = self.most_at_once = 0
+        self.lock, self.over = threading.Lock(), threading.Event()
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.http.daemon_threads = True
+        self.http.block_on_close = False
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}/"
+
+    def close(self) -> None:
+        self.over.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: Server
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+    def do_POST(self) -> None:
+        owner = self.owner
+        (text,) = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with owner.lock:
+            owner.attempts[text] += 1
+            attempt = owner.attempts[text]
+            owner.at_once += 1
+            owner.most_at_once = max(owner.most_at_once, owner.at_once)
+        how = owner.behave(text, attempt)
+        if how == "hang":
+            owner.over.wait(20)
+        if how == "slow":
+            time.sleep(0.02 + 0.05 * (len(text) % 3))
+        body = {"nan": "[NaN]", "garbage": "<html>"}.get(how)
+        body = body or json.dumps([sum(map(ord, text)) % 101 / 101])
+        with owner.lock:
+            owner.at_once -= 1
+        try:
+            self.send_response(int(how) if how.isdigit() else 200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+        except OSError:  # nobody waits any more
+            pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def judge(server: Server, tmp_path: Path) -> Callable[..., Any]:
+    """A judge that calls the server: ``judge(retries=1)``."""
+    path = tmp_path / "calling.py"
+    path.write_text(CALLING.format(url=server.url))
+
+    def make(**options: Any) -> Any:
+        inner = part(of("python"), path=path)
+        return build(of("judge"), **{"reward": inner, "backoff": 0.0, "timeout": 10.0} | options)
+
+    return make
+
+
+def first_fail(how: str, times: int) -> Callable[[str, int], str]:
+    return lambda text, attempt: how if attempt <= times else "answer"
+
+
+def only(text: str, how: str) -> Callable[[str, int], str]:
+    """One response never gets a score."""
+    return lambda given, attempt: how if given == text else "answer"
+
+
+def test_it_is_a_reward(judge: Callable[..., Any]) -> None:
+    check_reward(judge(), made_up_samples(["one", "two", "three", "four"]))
+
+
+@pytest.mark.parametrize("parallel", [1, 3, 16])
+def test_the_order_is_that_of_the_responses(
+    judge: Callable[..., Any], server: Server, parallel: int
+) -> None:
+    server.behave = lambda text, attempt: "slow"
+    found = score(judge(parallel=parallel), SAMPLES)
+    assert found.total.tolist() == pytest.approx(EXPECTED)
+    assert found.known.all()
+    assert found.counts == dict.fromkeys(("retries", "timeouts", "errors", "failed"), 0.0)
+    assert server.most_at_once <= parallel
+    assert (server.most_at_once > 1) == (parallel > 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_neither_failing_nor_its_order_changes_a_score(
+    judge: Callable[..., Any], server: Server, seed: int
+) -> None:
+    """Whatever fails up to ``retries`` times, with whatever is slow in between."""
+    ways = ("500", "429", "slow", "garbage", "nan", "answer")
+    generator = torch.Generator().manual_seed(seed)
+    plan = {
+        text: [ways[i] for i in torch.randint(len(ways), (3,), generator=generator)]
+        for text in TEXTS
+    }
+    server.behave = lambda text, attempt: [*plan[text], "answer"][attempt - 1]
+    found = score(judge(parallel=1 + seed, retries=3), SAMPLES)
+    assert found.total.tolist() == pytest.approx(EXPECTED)
+    needed = {
+        text: next(i for i, how in enumerate([*each, "answer"]) if how in ("slow", "answer"))
+        for text, each in plan.items()
+    }
+    failures = float(sum(needed.values()))
+    assert failures > 0
+    assert found.counts == {"retries": failures, "errors": failures, "timeouts": 0.0, "failed": 0.0}
+
+
+def test_a_hang_costs_a_timeout(judge: Callable[..., Any], server: Server) -> None:
+    server.behave = first_fail("hang", 1)
+    begin = time.monotonic()
+    found = score(judge(timeout=0.5), SAMPLES)
+    assert time.monotonic() - begin < 5
+    assert found.total.tolist() == pytest.approx(EXPECTED)
+    assert found.counts == {"retries": 7.0, "timeouts": 7.0, "errors": 0.0, "failed": 0.0}
+
+
+def test_a_pause_doubles(judge: Callable[..., Any], server: Server) -> None:
+    server.behave = only("two", "500")
+    begin = time.monotonic()
+    score(judge(backoff=0.05, retries=3, on_error="drop"), SAMPLES)
+    assert time.monotonic() - begin >= 0.05 + 0.1 + 0.2
+    assert server.attempts["two"] == 4
+
+
+def test_stop(judge: Callable[..., Any], server: Server) -> None:
+    server.behave = only("three", "500")
+    with pytest.raises(PluginError) as caught:
+        score(judge(retries=1), SAMPLES)
+    said = str(caught.value)
+    assert "no score for response 2 of 7 ('three') after 2 calls: " in said
+    assert "HTTP Error 500" in said
+    assert "set on_error: drop or value to go on without" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("how", ["500", "nan", "garbage", "hang"])
+def test_drop(judge: Callable[..., Any], server: Server, how: str) -> None:
+    server.behave = only("three", how)
+    found = score(judge(retries=1, on_error="drop", timeout=0.5), SAMPLES)
+    assert found.known.tolist() == [text != "three" for text in TEXTS]
+    there = [x if known else 0.0 for x, known in zip(EXPECTED, found.known, strict=True)]
+    assert found.total.tolist() == pytest.approx(there)
+    assert found.counts["failed"] == 1.0
+    assert found.counts["errors"] + found.counts["timeouts"] == 2.0
+    assert found.known_or_none()[2] is None
+
+
+def test_value(judge: Callable[..., Any], server: Server) -> None:
+    server.behave = only("three", "500")
+    found = score(judge(retries=0, on_error="value", error_value=-2.5), SAMPLES)
+    assert found.known.all()
+    assert found.total[2] == -2.5
+    assert found.counts["failed"] == 1.0
+
+
+@pytest.mark.parametrize("options", [{"on_error": "drop"}, {"on_error": "value", "error_value": 0}])
+def test_one_that_has_never_answered_is_no_judge(
+    judge: Callable[..., Any], server: Server, options: dict[str, Any]
+) -> None:
+    """So a wrong address is found when the stage is built, by the two made-up answers."""
+    server.behave = lambda text, attempt: "404"
+    with pytest.raises(PluginError, match=r"HTTP Error 404.*it has not answered once"):
+        try_out(judge(retries=1, **options), [{"prompt": "a"}])
+
+
+def test_many_in_a_row_are_an_outage(judge: Callable[..., Any], server: Server) -> None:
+    reward = judge(retries=0, on_error="drop", most_in_a_row=4)
+    score(reward, SAMPLES)
+    server.behave = lambda text, attempt: "503"
+    few = SAMPLES.select(torch.arange(3))
+    assert not score(reward, few).known.any()
+    with pytest.raises(PluginError, match=r"4 responses in a row had none \(most_in_a_row\)"):
+        score(reward, few)
+
+
+def test_ctrl_c_while_it_hangs(judge: Callable[..., Any], server: Server) -> None:
+    server.behave = lambda text, attempt: "hang"
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    begin = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            score(judge(timeout=60.0), SAMPLES)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begin < 5
+
+
+MINE = """
+import rlhf_kit, torch
+
+class Counting:
+    def __init__(self, options):
+        self.seen = 0
+
+    def __call__(self, samples):
+        self.seen += len(samples)
+        return torch.full((len(samples),), float(self.seen))
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+class Learned(Counting):
+    needs_models = True
+
+    def load(self, memory):
+        pass
+
+class Tokens(Counting):
+    def __call__(self, samples):
+        return torch.zeros(samples.response_mask.shape)
+
+class Exhausted(Counting):
+    def __call__(self, samples):
+        raise MemoryError
+
+@rlhf_kit.hookimpl
+def rlhf_components():
+    for name in ("Counting", "Learned", "Tokens", "Exhausted"):
+        yield rlhf_kit.Component("reward", name.lower(), f"{__name__}:{name}")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Registry:
+    (tmp_path / "mine.py").write_text(MINE)
+    return Registry(load_plugins([tmp_path / "mine.py"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("counting", {}, "keeps a state, which parallel calls would mix up; set parallel: 1"),
+        ("learned", {"parallel": 1}, "computes with a model of this run"),
+    ],
+)
+def test_what_is_no_judge_is_refused(
+    mine: Registry, name: str, options: dict[str, Any], said: str
+) -> None:
+    inner = part(mine.find("reward", name, "test", "test")[0])
+    with pytest.raises(RecipeError, match=f"reward {name!r} {said}"):
+        build(of("judge"), reward=inner, **options)
+
+
+def test_a_state_goes_through(mine: Registry) -> None:
+    inner = part(mine.find("reward", "counting", "test", "test")[0])
+    reward = build(of("judge"), reward=inner, parallel=1)
+    assert score(reward, SAMPLES).total.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    other = build(of("judge"), reward=inner, parallel=1)
+    other.load_state_dict(reward.state_dict())
+    assert score(other, SAMPLES).total[0] == 8.0
+
+
+def test_scores_of_tokens_are_not_a_judges(mine: Registry) -> None:
+    inner = part(mine.find("reward", "tokens", "test", "test")[0])
+    with pytest.raises(PluginError, match="scores tokens; a judge scores whole responses"):
+        score(build(of("judge"), reward=inner, parallel=1, backoff=0.0), SAMPLES)
+
+
+def test_want_of_memory_is_no_failure_of_the_judge(mine: Registry) -> None:
+    inner = part(mine.find("reward", "exhausted", "test", "test")[0])
+    with pytest.raises(MemoryError):
+        score(build(of("judge"), reward=inner, parallel=1, on_error="drop"), SAMPLES)
+
+
+def test_what_stops_a_composite(judge: Callable[..., Any], server: Server, tmp_path: Path) -> None:
+    """One part without a score leaves the sum without; parts of parts too."""
+    (tmp_path / "plain.py").write_text(PLAIN)
+    (tmp_path / "calling.py").write_text(CALLING.format(url=server.url))
+    plain = part(of("python"), path=tmp_path / "plain.py")
+    calling = part(of("python"), path=tmp_path / "calling.py")
+    asked = part(of("judge"), reward=calling, backoff=0.0, retries=1, on_error="drop")
+    inner = part(of("ensemble"), rewards={"asked": asked, "plain": plain}, combine="min")
+    whole = build(of("weighted_sum"), rewards={"both": inner, "plain": plain}, weights={"both": 2})
+    server.behave = only("three", "500")
+    found = score(whole, SAMPLES)
+    assert found.known.tolist() == [text != "three" for text in TEXTS]
+    known = torch.tensor([x for x, text in zip(EXPECTED, TEXTS, strict=True) if text != "three"])
+    torch.testing.assert_close(found.total[found.known], 3 * known)
+    assert found.total[2] == 0
+    assert found.counts == {
+        "both/asked/retries": 1.0,
+        "both/asked/errors": 2.0,
+        "both/asked/timeouts": 0.0,
+        "both/asked/failed": 1.0,
+    }
+    assert found.components["both"][2] == 0
+
+
+@pytest.mark.parametrize(
+    "known", [torch.ones(7), torch.ones(6, dtype=torch.bool), torch.ones((7, 1), dtype=torch.bool)]
+)
+def test_partial_scores_are_not_trusted(known: torch.Tensor) -> None:
+    with pytest.raises(PluginError, match=r"reward: known is .*; it should be bool, one per"):
+        score(lambda samples: PartialScores(torch.zeros(7), known), SAMPLES)
+
+
+def test_nan_is_fine_where_there_is_no_score_and_nowhere_else() -> None:
+    scores = torch.tensor([1.0, math.nan, 2.0])
+    samples = made_up_samples(["a", "b", "c"])
+    known = torch.tensor([True, False, True])
+    assert score(lambda _: PartialScores(scores, known), samples).total.tolist() == [1.0, 0.0, 2.0]
+    with pytest.raises(NumericsError, match="score nan for response 1 of 3"):
+        score(lambda _: PartialScores(scores, torch.ones(3, dtype=torch.bool)), samples)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("{on_error: value}", "error_value: is missing"),
+        ("{error_value: 1.0}", 'error_value: .*on_error is "stop"; set on_error: value'),
+        ("{retries: 0, backoff: 2.0}", "backoff: .*retries is 0"),
+        ("{most_in_a_row: 3}", "most_in_a_row: .*the first one stops the run"),
+        ("{timeout: 0}", "timeout"),
+        ("{timeout: 1e30}", "timeout"),
+        ("{backoff: 1e30}", "backoff"),
+        ("{on_error: skip}", "on_error"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_its_line(
+    toy_model: Path, tmp_path: Path, changes: str, said: str
+) -> None:
+    path = one_stage(tmp_path, toy_model)
+    values = yaml.safe_load(path.read_text())
+    gold = values["stages"]["ppo"]["reward"]
+    values["stages"]["ppo"]["reward"] = {"use": "judge", "reward": gold} | yaml.safe_load(changes)
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError, match=said):
+        open_recipe(path)
+
+
+def made_up_rollout(known: list[bool], group: list[int]) -> Rollout:
+    samples = made_up_samples(TEXTS[: len(known)])
+    samples = replace(samples, prompts=replace(samples.prompts, group=torch.tensor(group)))
+    row = torch.arange(float(len(known)))
+    values = row[:, None].expand(samples.mask.shape)
+    return Rollout(
+        samples,
+        values,
+        values + 1,
+        values + 2,
+        torch.where(torch.tensor(known), row, 0.0),
+        {"a": -row},
+        values + 3,
+        torch.tensor(known),
+        {"retries": 2.0},
+    )
+
+
+@pytest.mark.parametrize(
+    ("whole_groups", "kept"), [(False, [0, 1, 3, 4, 5]), (True, [1, 3, 4])], ids=["alone", "groups"]
+)
+def test_what_has_no_score_is_not_in_the_rollout(whole_groups: bool, kept: list[int]) -> None:
+    given = made_up_rollout([True, True, False, True, True, True], [7, 5, 7, 5, 5, 7])
+    found = with_scores(given, whole_groups=whole_groups)
+    assert found.samples.responses == [TEXTS[i] for i in kept]
+    assert found.scores.tolist() == kept
+    assert found.components["a"].tolist() == [-i for i in kept]
+    assert found.counts == {"retries": 2.0, "dropped": 6.0 - len(kept)}
+    assert found.values is not None and found.token_scores is not None
+    for offset, x in enumerate(
+        (found.logprobs, found.reference_logprobs, found.values, found.token_scores)
+    ):
+        assert x.shape == found.mask.shape
+        assert x[:, 0].tolist() == [i + offset for i in kept]
+    whole = with_scores(made_up_rollout([True] * 3, [0, 1, 2]), whole_groups=True)
+    assert (len(whole.samples), whole.counts) == (3, {"retries": 2.0, "dropped": 0.0})
+
+
+def test_too_few_to_learn_from() -> None:
+    given = made_up_rollout([False, True, False], [0, 1, 2])
+    with pytest.raises(PluginError, match="no score for 2 of 3 responses of this rollout, and 1"):
+        with_scores(given, whole_groups=False)
+
+
+def asking(server: Server, folder: Path, **options: Any) -> dict[str, Any]:
+    """The block of a judge over the server, whose function is written into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "calling.py").write_text(CALLING.format(url=server.url))
+    inner = {"use": "python", "path": "calling.py"}
+    return {"use": "judge", "reward": inner, "backoff": 0.0, **options}
+
+
+def unlucky(text: str) -> bool:
+    """About a fifth of all responses."""
+    return sum(map(ord, text)) % 5 == 0
+
+
+def ppo(folder: Path, model: Path, reward: Any, **changes: Any) -> Path:
+    path = one_stage(folder, model, reward=PLAIN, ptx=None, steps=3, **changes)
+    values = yaml.safe_load(path.read_text())
+    if reward is not None:
+        values["stages"]["ppo"]["reward"] = reward
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_judge_that_fails_now_and_then_trains_as_one_that_does_not(
+    server: Server, toy_model: Path, tmp_path: Path
+) -> None:
+    plain = run(ppo(tmp_path / "plain", toy_model, None), tmp_path / "a")
+    server.behave = lambda text, attempt: ("503", "429", "slow")[attempt % 3]
+    reward = asking(server, tmp_path / "asked")
+    asked = run(ppo(tmp_path / "asked", toy_model, reward), tmp_path / "b")
+    for name, tensor in load_file(plain / "branch.safetensors").items():
+        assert torch.equal(load_file(asked / "branch.safetensors")[name], tensor), name
+    rows = metrics(tmp_path / "b")
+    assert sum(row["reward/retries"] for row in rows) > 0
+    assert all(row["reward/dropped"] == row["reward/failed"] == 0 for row in rows)
+    own = [{k: v for k, v in row.items() if not k.startswith("reward/")} for row in rows]
+    assert own == metrics(tmp_path / "a")
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_ppo_drops(each: int, server: Server, toy_model: Path, tmp_path: Path) -> None:
+    server.behave = lambda text, attempt: "500" if unlucky(text) else "answer"
+    reward = asking(server, tmp_path / "project", retries=0, on_error="drop")
+    path = ppo(tmp_path / "project", toy_model, reward, samples_per_prompt=each, rollout_batch=16)
+    folder = run(path, tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    assert sum(row["reward/failed"] for row in rows) > 0
+    for row in rows:
+        assert row["reward/dropped"] == row["reward/failed"] == row["reward/errors"]
+        assert all(math.isfinite(x) for x in row.values() if isinstance(x, float))
+    for tensor in load_file(folder / "branch.safetensors").values():
+        assert torch.isfinite(tensor).all()
+
+
+def stage(name: str, **changes: Any) -> dict[str, Any]:
+    block = merged(toy_recipe_values(Path(), "full")["stages"][name], changes)
+    return {key: value for key, value in block.items() if key != "from"}
+
+
+def one(folder: Path, model: Path, stages: dict[str, Any]) -> Path:
+    path = write_toy_recipe(folder, model, "lora")
+    values = yaml.safe_load(path.read_text())
+    values["stages"] = stages
+    used = {"prompts", *(["demonstrations"] if "sft" in stages else [])}
+    values["data"] = {name: source for name, source in values["data"].items() if name in used}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def test_collect_leaves_out_what_was_not_judged(
+    server: Server, toy_model: Path, tmp_path: Path
+) -> None:
+    server.behave = lambda text, attempt: "500" if unlucky(text) else "answer"
+    reward = asking(server, tmp_path / "p", retries=0, on_error="drop")
+    block = stage("collect", labeler={"use": "scripted", "reward": reward})
+    folder = run(one(tmp_path / "p", toy_model, {"collect": block}), tmp_path / "run")
+    rows = [json.loads(line) for line in (folder / "comparisons.jsonl").read_text().splitlines()]
+    texts = [text for row in rows for text in row["completions"]]
+    assert texts and not any(map(unlucky, texts))
+    for row in rows:
+        assert len(row["scores"]) == len(row["ranks"]) == len(row["completions"])
+        order = sorted(range(len(row["ranks"])), key=lambda i, row=row: row["ranks"][i])
+        scores = [row["scores"][i] for i in order]
+        assert scores == sorted(scores, reverse=True)
+    found = metrics(tmp_path / "run")
+    assert sum(row["labeler/failed"] for row in found) == sum(
+        count for text, count in server.attempts.items() if unlucky(text)
+    )
+
+
+def test_best_of_n_reads_what_has_all_scores(
+    server: Server, toy_model: Path, tmp_path: Path
+) -> None:
+    server.behave = lambda text, attempt: "500" if unlucky(text) else "answer"
+    gold = asking(server, tmp_path / "p", retries=0, on_error="drop")
+    block = {"use": "best_of_n", "proxies": {"plain": {"use": "python", "path": "reward.py"}}}
+    sampling = {"max_new_tokens": 6, "batch_size": 16}
+    block |= {"gold": gold, "split": "train", "samples_per_prompt": 16, "sampling": sampling}
+    folder = run(one(tmp_path / "p", toy_model, {"best_of_n": block}), tmp_path / "run")
+    points = json.loads((folder / "best_of_n.json").read_text())
+    assert [point["n"] for point in points] == [1.0, 2.0, 4.0, 8.0]  # as far as all prompts go
+    assert all(math.isfinite(x) for point in points for x in point.values())
+    for point in points:  # the two rewards agree, on what both have scored
+        assert point["plain/proxy"] == pytest.approx(point["plain/gold"])
+    assert sum(row["gold/failed"] for row in metrics(tmp_path / "run")) > 0
+
+
+def test_evaluate_compares_what_has_scores(server: Server, toy_model: Path, tmp_path: Path) -> None:
+    server.behave = lambda text, attempt: "500" if unlucky(text) else "answer"
+    gold = asking(server, tmp_path / "p", retries=1, on_error="drop", most_in_a_row=99)
+    block = stage("evaluate", gold=gold) | {"baseline": None, "candidates": {"sft": "sft"}}
+    block["samples_per_prompt"] = 8
+    for idle in ("pretraining", "pretraining_tokens", "pretraining_length", "reward"):
+        del block[idle]
+    path = one(tmp_path / "p", toy_model, {"sft": stage("sft"), "evaluate": block})
+    folder = run(path, tmp_path / "run")
+    rows = json.loads((folder / "samples.json").read_text())
+    missing: Counter[str] = Counter()
+    kept: dict[str, list[float]] = {"baseline": [], "sft": []}
+    for row in rows:
+        for name, text in row["responses"].items():
+            assert (row["gold"][name] is None) == unlucky(text)
+            missing[name] += row["gold"][name] is None
+            kept[name] += [] if row["gold"][name] is None else [row["gold"][name]]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert sum(missing.values()) > 0
+    assert summary["without_gold"] == {name: missing[name] for name in kept}
+    for name, scores in kept.items():
+        assert summary["gold_score"][name] == pytest.approx(sum(scores) / len(scores), abs=1e-6)
+    assert 0 <= summary["win_rate"]["sft"] <= 1
+    assert summary["counts"]["gold/failed"] == sum(missing.values())
+    assert summary["counts"]["gold/retries"] == sum(missing.values())
+
+
+def test_sft_selects_by_what_has_scores(server: Server, toy_model: Path, tmp_path: Path) -> None:
+    server.behave = lambda text, attempt: "500" if unlucky(text) else "answer"
+    reward = asking(server, tmp_path / "p", retries=0, on_error="value", error_value=-1.0)
+    changes = {"select_by": reward, "sampling": {"max_new_tokens": 6, "batch_size": 4}}
+    path = write_toy_recipe(tmp_path / "p", toy_model, "lora")
+    values = yaml.safe_load(path.read_text())
+    values["stages"] = {"sft": stage("sft", **changes)}
+    values["data"] = {"demonstrations": values["data"]["demonstrations"]}
+    path.write_text(yaml.safe_dump(values))
+    run(path, tmp_path / "run")
+    judged = [row for row in metrics(tmp_path / "run") if "validation/score" in row]
+    assert judged
+    assert all(row["validation/select_by/timeouts"] == 0 for row in judged)
