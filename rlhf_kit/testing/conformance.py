@@ -393,18 +393,19 @@ def check_labeler(labeler: Labeler, samples: Samples | None = None) -> None:
     samples = samples if samples is not None else made_up_samples(samples_per_prompt=3)
 
     def label(batch: Samples) -> tuple[list[Any], list[float] | None]:
-        ranks, scores, _ = Labels(*labeler(batch))
-        ranks = list(ranks)
+        found = Labels(*labeler(batch))
+        ranks = list(found.ranks)
         require(
             len(ranks) == len(batch) and all(isinstance(rank, int) for rank in ranks),
             f"{name} should return one int rank per response, got {ranks!r:.80}",
         )
-        if scores is not None:
-            scores = [math.nan if x is None else float(x) for x in scores]
-            require(
-                len(scores) == len(batch) and all(map(math.isfinite, scores)),
-                f"{name} should return one finite score per response, or None for all",
-            )
+        if found.scores is None:
+            return ranks, None
+        scores = [math.nan if x is None else float(x) for x in found.scores]
+        require(
+            len(scores) == len(batch) and all(map(math.isfinite, scores)),
+            f"{name} should return one finite score per response, or None for all",
+        )
         return ranks, scores
 
     ranks, scores = label(samples)

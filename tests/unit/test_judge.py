@@ -186,7 +186,8 @@ def test_a_hang_costs_a_timeout(judge: Callable[..., Any], server: Server) -> No
     found = score(judge(timeout=0.5), SAMPLES)
     assert time.monotonic() - begin < 5
     assert found.total.tolist() == pytest.approx(EXPECTED)
-    assert found.counts == {"retries": 7.0, "timeouts": 7.0, "errors": 0.0, "failed": 0.0}
+    assert found.counts["retries"] == found.counts["timeouts"] >= 7
+    assert found.counts["errors"] == found.counts["failed"] == 0
 
 
 def test_a_pause_doubles(judge: Callable[..., Any], server: Server) -> None:
@@ -216,7 +217,10 @@ def test_drop(judge: Callable[..., Any], server: Server, how: str) -> None:
     there = [x if known else 0.0 for x, known in zip(EXPECTED, found.known, strict=True)]
     assert found.total.tolist() == pytest.approx(there)
     assert found.counts["failed"] == 1.0
-    assert found.counts["errors"] + found.counts["timeouts"] == 2.0
+    # On a busy machine another call may be late, and is made again.
+    c = found.counts
+    assert c["errors"] + c["timeouts"] == c["retries"] + 1 >= 2
+    assert server.attempts["three"] == 2
     assert found.known_or_none()[2] is None
 
 
@@ -391,7 +395,7 @@ def test_nan_is_fine_where_there_is_no_score_and_nowhere_else() -> None:
     ("changes", "said"),
     [
         ("{on_error: value}", "error_value: is missing"),
-        ("{error_value: 1.0}", 'error_value: .*on_error is "stop"; set on_error: value'),
+        ("{error_value: 1.0}", 'error_value: .*on_error is "stop"; .* set on_error: value'),
         ("{retries: 0, backoff: 2.0}", "backoff: .*retries is 0"),
         ("{most_in_a_row: 3}", "most_in_a_row: .*the first one stops the run"),
         ("{timeout: 0}", "timeout"),
@@ -461,7 +465,8 @@ def asking(server: Server, folder: Path, **options: Any) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "calling.py").write_text(CALLING.format(url=server.url))
     inner = {"use": "python", "path": "calling.py"}
-    return {"use": "judge", "reward": inner, "backoff": 0.0, **options}
+    soon = {} if options.get("retries") == 0 else {"backoff": 0.0}
+    return {"use": "judge", "reward": inner, **soon, **options}
 
 
 def unlucky(text: str) -> bool:
