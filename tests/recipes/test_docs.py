@@ -126,7 +126,7 @@ def test_the_judge_of_the_tutorial_works(
     recipe = yaml.safe_load((tmp_path / "toy.yaml").read_text())
     (block,) = [b for b in blocks(TUTORIAL, "yaml") if "use: judge" in b]
     recipe["stages"]["ppo"] |= yaml.safe_load(block)
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     (code,) = [code for code in blocks(TUTORIAL, "python") if "JUDGE_URL" in code]
     (tmp_path / "judge.py").write_text(code)
     resolved, *_ = open_recipe(tmp_path / "toy.yaml", ["ppo.reward.backoff=0"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ import yaml
 from rlhf_kit_policy_gradient.experience import with_scores
 from safetensors.torch import load_file
 from toy_runs import metrics, one_stage, run
-from toys import merged, toy_recipe_values, write_toy_recipe
+from toys import COMMAND, environment, merged, toy_recipe_values, write_toy_recipe
 
 from rlhf_kit.components import Component
 from rlhf_kit.engine.scoring import score, try_out
@@ -499,16 +500,110 @@ def test_a_judge_that_fails_now_and_then_trains_as_one_that_does_not(
     assert own == metrics(tmp_path / "a")
 
 
-@pytest.mark.parametrize("each", [1, 2])
-def test_ppo_drops(each: int, server: Server, toy_model: Path, tmp_path: Path) -> None:
+def test_after_an_outage_the_same_command_goes_on(
+    server: Server, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To what an undisturbed run ends in; what is waited for may be changed in between."""
+    plain = run(ppo(tmp_path / "plain", toy_model, None), tmp_path / "a")
+    calls: Counter[bool] = Counter()
+
+    def down_later(text: str, attempt: int) -> str:
+        calls[True] += 1
+        return "answer" if calls[True] < 34 else "503"
+
+    server.behave = down_later
+    path = ppo(tmp_path / "asked", toy_model, asking(server, tmp_path / "asked", retries=1))
+    with pytest.raises(PluginError, match=r"stages.ppo.reward.reward: no score for response"):
+        run(path, tmp_path / "b", "checkpoint.steps=1")
+    server.behave = lambda text, attempt: "answer"
+    capsys.readouterr()
+    asked = run(path, tmp_path / "b", "ppo.reward.timeout=5", "ppo.reward.parallel=2")
+    assert "[ppo] going on after step" in capsys.readouterr().err
+    for name, tensor in load_file(plain / "branch.safetensors").items():
+        assert torch.equal(load_file(asked / "branch.safetensors")[name], tensor), name
+
+
+def test_ctrl_c_twice_leaves_a_run_that_hangs(
+    server: Server, toy_model: Path, tmp_path: Path
+) -> None:
+    hangs = threading.Event()
+
+    def hang_later(text: str, attempt: int) -> str:
+        if sum(server.attempts.values()) > 34:
+            hangs.set()
+            return "hang"
+        return "answer"
+
+    server.behave = hang_later
+    path = ppo(tmp_path / "p", toy_model, asking(server, tmp_path / "p", timeout=600))
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(path), "--out", str(tmp_path / "run")],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert hangs.wait(60)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+
+
+PAIRS = """
+import rlhf_kit, torch
+from rlhf_kit.types import Advantages
+
+class Pairs:
+    \"\"\"The better one of two.\"\"\"
+
+    def __init__(self, options):
+        pass
+
+    def __call__(self, experience):
+        group, scores = experience.group, experience.scores
+        same = group[:, None] == group[None, :]
+        assert (same.sum(1) == 2).all(), group
+        above = 2 * scores - same.float() @ scores
+        advantages = torch.where(experience.places, above[:, None], 0.0)
+        return Advantages(advantages, torch.zeros_like(advantages))
+
+@rlhf_kit.hookimpl
+def rlhf_components():
+    needs = frozenset({"groups", "scores"})
+    return [rlhf_kit.Component("advantage", "pairs", f"{__name__}:Pairs", needs=needs)]
+"""
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_ppo_drops(pairs: bool, server: Server, toy_model: Path, tmp_path: Path) -> None:
+    """Whole groups where an estimator compares their members, and it never sees a part of one."""
     server.behave = lambda text, attempt: "500" if unlucky(text) else "answer"
-    reward = asking(server, tmp_path / "project", retries=0, on_error="drop")
-    path = ppo(tmp_path / "project", toy_model, reward, samples_per_prompt=each, rollout_batch=16)
-    folder = run(path, tmp_path / "run")
+    folder = tmp_path / "project"
+    reward = asking(server, folder, retries=0, on_error="drop")
+    path = ppo(folder, toy_model, reward, samples_per_prompt=2, rollout_batch=16)
+    (folder / "pairs.py").write_text(PAIRS)
+    values = yaml.safe_load(path.read_text())
+    if pairs:
+        values["stages"]["ppo"] |= {"advantage": {"use": "pairs"}, "kl": {"coef": 0.0}}
+        values["stages"]["ppo"].pop("critic")
+    path.write_text(yaml.safe_dump(values))
+    folder = run(path, tmp_path / "run", plugins=(folder / "pairs.py",))
     rows = metrics(tmp_path / "run")
     assert sum(row["reward/failed"] for row in rows) > 0
+    if pairs:
+        assert sum(row["reward/dropped"] - row["reward/failed"] for row in rows) > 0
     for row in rows:
-        assert row["reward/dropped"] == row["reward/failed"] == row["reward/errors"]
+        assert row["reward/failed"] == row["reward/errors"]
+        if pairs:
+            assert row["reward/dropped"] % 2 == 0
+            assert row["reward/failed"] <= row["reward/dropped"] <= 2 * row["reward/failed"]
+        else:
+            assert row["reward/dropped"] == row["reward/failed"]
         assert all(math.isfinite(x) for x in row.values() if isinstance(x, float))
     for tensor in load_file(folder / "branch.safetensors").values():
         assert torch.isfinite(tensor).all()

@@ -19,7 +19,7 @@ from rlhf_kit.recipe import open_recipe
 from rlhf_kit.testing import made_up_samples
 
 # Parts without which nothing is lost: what is frozen, shown, or told by the recipe.
-WITHOUT_STATE = {"engine", "reference", "endings", "whole_groups", "coef"}
+WITHOUT_STATE = {"engine", "reference", "endings", "whole_groups", "groups_compared", "coef"}
 
 
 class Remembers:
