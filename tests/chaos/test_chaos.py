@@ -1,0 +1,155 @@
+"""Runs that are killed, again and again, and end as they would have: `make chaos`.
+
+`CHAOS_SEED=1 make chaos` draws other deaths; a failure says how to see it again.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Sequence
+
+import pytest
+from campaign import SEED, SHARE, Campaign
+from deaths import Death
+from places import Pipeline
+
+MEMORIES = ("hydra", "lora", "full")
+KINDS = ("moving", "bounded", "guests")
+MODELS = ("toy", "trained")
+CHECKPOINTS = (
+    ("checkpoint.steps=1",),
+    ("checkpoint.steps=2", "checkpoint.keep=1"),
+    ("checkpoint.steps=3",),
+    ("checkpoint.minutes=0.002",),
+)
+STAGES = ("sft", "collect", "reward_model", "ppo", "best_of_n", "evaluate")
+PIPELINES = [
+    # Each model under each memory, with what the other model does not have there.
+    (model, memory, KINDS[(i + shift) % 3])
+    for shift, model in enumerate(MODELS)
+    for i, memory in enumerate(MEMORIES)
+]
+PLACES = [
+    (*pipeline, stage)
+    for pipeline in PIPELINES
+    for stage in (*STAGES, *(("dpo", "kto") if pipeline[2] == "guests" else ()))
+]
+FEW = (
+    ("hydra", "moving", "sft"),
+    ("hydra", "moving", "collect"),
+    ("hydra", "moving", "ppo"),
+    ("lora", "bounded", "sft"),
+    ("full", "guests", "sft"),
+)
+Places = Callable[[str, str, str], Pipeline]
+
+
+def judged(campaign: Campaign, request: pytest.FixtureRequest, before: int) -> None:
+    """Fail with every fault that has been found since there were ``before``."""
+    found = campaign.tally.faults[before:]
+    again = f"CHAOS_SEED={SEED} python -m pytest {request.node.nodeid!r} -m chaos"
+    assert not found, "\n\n".join([*map(str, found), f"again: {again}"])
+
+
+def at_each(operations: Sequence[str], draw: random.Random) -> list[Death]:
+    """A death at each kind of operation, first, last or in between, with what it cuts."""
+    found = []
+    for name in sorted(set(operations)):
+        number = draw.choice((1, 2, draw.randint(1, operations.count(name))))
+        number = min(number, operations.count(name))
+        if draw.random() < 0.75:
+            kept = draw.choice((1.0, 0.5, 0.0))
+            found.append(Death(operation=name, occurrence=number, kept=kept))
+        else:
+            asked = draw.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+            times = 2 if asked == signal.SIGINT else 1
+            found.append(Death(asked, times, operation=name, occurrence=number))
+    draw.shuffle(found)
+    return found
+
+
+def at_any_time(seconds: float, count: int, draw: random.Random) -> list[Death]:
+    """By the clock of a run that takes ``seconds``."""
+    kinds = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
+    return [Death(draw.choice(kinds), seconds=draw.uniform(0, seconds)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("memory", "kind", "stage"), FEW)
+def test_a_few(
+    memory: str,
+    kind: str,
+    stage: str,
+    places: Places,
+    campaign: Campaign,
+    draw: random.Random,
+    request: pytest.FixtureRequest,
+) -> None:
+    """One of each kind, in one run folder."""
+    place, before = places("toy", memory, kind).stage(stage), len(campaign.tally.faults)
+    deaths = at_each(place.operations, draw)
+    killed = next(death for death in deaths if death.signal == signal.SIGKILL)
+    stopped = Death(signal.SIGTERM, operation="open metrics.jsonl")
+    assert campaign.episode(place, CHECKPOINTS[0], [stopped, killed]) > 0
+    judged(campaign, request, before)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("model", "memory", "kind", "stage"), PLACES)
+def test_at_every_operation(
+    model: str,
+    memory: str,
+    kind: str,
+    stage: str,
+    places: Places,
+    campaign: Campaign,
+    draw: random.Random,
+    request: pytest.FixtureRequest,
+) -> None:
+    place, before = places(model, memory, kind).stage(stage), len(campaign.tally.faults)
+    overrides = draw.choice(CHECKPOINTS)
+    deaths = at_each(place.operations, draw)
+    campaign.cut_at(place, overrides, deaths[: max(1, round(SHARE * len(deaths)))])
+    judged(campaign, request, before)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("model", "memory", "kind"), PIPELINES)
+def test_at_any_time(
+    model: str,
+    memory: str,
+    kind: str,
+    places: Places,
+    campaign: Campaign,
+    draw: random.Random,
+    request: pytest.FixtureRequest,
+) -> None:
+    place, before = places(model, memory, kind).whole(), len(campaign.tally.faults)
+    for _ in range(max(1, round(3 * SHARE))):
+        overrides = draw.choice(CHECKPOINTS)
+        campaign.episode(place, overrides, at_any_time(0.6 * place.seconds, 6, draw))
+    judged(campaign, request, before)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_by_the_command_line(
+    memory: str,
+    places: Places,
+    campaign: Campaign,
+    draw: random.Random,
+    request: pytest.FixtureRequest,
+) -> None:
+    """In processes of their own, which may die while they import."""
+    kind = KINDS[MEMORIES.index(memory)]
+    place, before = places("toy", memory, kind).whole(), len(campaign.tally.faults)
+    kinds = (signal.SIGKILL, signal.SIGTERM)
+    deaths = [
+        Death(draw.choice(kinds), seconds=draw.uniform(0.1, 8 + place.seconds), command_line=True)
+        for _ in range(5)
+    ]
+    campaign.episode(place, draw.choice(CHECKPOINTS), deaths)
+    judged(campaign, request, before)
