@@ -14,8 +14,8 @@ from rlhf_kit.stage_options import CheckpointOptions
 
 # What tells of a machine, an hour or an attempt, in each record.
 _VARIES = {
-    "stage.json": {"attempts", "seconds", "peak_rss_mib"},
-    "manifest.json": {"run", "attempts"},
+    "stage.json": {"attempts", "seconds", "peak_rss_mib", "sha256"},
+    "manifest.json": {"run", "attempts", "sha256"},
     "summary.json": {"seconds", "peak_rss_mib"},
 }
 _OF_A_ROW = {"time", "run", "attempt"}
