@@ -93,12 +93,13 @@ def test_a_few(
     draw: random.Random,
     request: pytest.FixtureRequest,
 ) -> None:
-    """One of each kind, in one run folder."""
+    """Stopped at its first row, killed with rows of steps that are not saved, killed anywhere."""
     place, before = places("toy", memory, kind).stage(stage), len(campaign.tally.faults)
-    deaths = at_each(place.operations, 1.0, draw)
-    killed = next(death for death in deaths if death.signal == signal.SIGKILL)
-    stopped = Death(signal.SIGTERM, operation="open metrics.jsonl")
-    assert campaign.episode(place, CHECKPOINTS[0], [stopped, killed]) > 0
+    row, deaths = "open metrics.jsonl", at_each(place.operations, 1.0, draw)
+    anywhere = next(death for death in deaths if death.signal == signal.SIGKILL)
+    inside = Death(operation=row, occurrence=3)
+    asked = Death(signal.SIGTERM, operation=row)
+    assert campaign.episode(place, ("checkpoint.steps=2",), [asked, inside, anywhere]) >= 2
     judged(campaign, request, before)
 
 
