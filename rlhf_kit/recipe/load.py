@@ -15,7 +15,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 # Far more than a recipe has: what is beyond was written to keep its reader busy, or by mistake.
-_LARGEST_FILE = 2**17  # bytes
+_LARGEST_FILE = 2**16  # bytes
 DEEPEST = 40  # levels
 _MOST = 10_000  # values, each alias counted with all that it stands for
 

@@ -16,39 +16,21 @@ import pytest
 import yaml
 from cases import GROUPS, cases, project
 from click.testing import CliRunner, Result
-from toys import toy_tokenizer, write_toy_recipe
-from transformers import LlamaConfig
+from toys import write_toy_recipe
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.recipe.schema import TOP_LEVEL
 
 CASES = [case for group in GROUPS for case in cases(group)]
-# What others of issue 9 mend; a case that is refused by now fails here and leaves the list.
-WAITING = {
-    "grammar/checkpoint-minutes-true",
-    "options/integer-true",
-    "options/float-true",
-    "references/data-of-the-wrong-kind-text",
-    "references/data-of-the-wrong-kind-prompts",
-    "references/data-of-the-wrong-kind-for-the-mix",
-    "references/data-of-the-wrong-kind-for-comparisons",
-    "references/a-folder-with-a-broken-note",
-    "references/a-folder-with-a-note-of-a-list",
-    "command_line/out-of-300-characters",
-}
 LIMIT = 2.0  # seconds that `check` may take, of this process: other processes share the machine
 HANG = 20  # seconds by the clock
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The toy project, whose model has no weights, and the values of its recipe."""
+def toy(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The toy project, and the values of its recipe."""
     folder = tmp_path_factory.mktemp("corpus")
-    LlamaConfig(max_position_embeddings=256, vocab_size=259, eos_token_id=258).save_pretrained(
-        folder / "model"
-    )
-    toy_tokenizer().save_pretrained(folder / "model")
-    recipe = write_toy_recipe(folder / "project", folder / "model", "hydra")
+    recipe = write_toy_recipe(folder / "project", toy_model, "hydra")
     return folder / "project", yaml.safe_load(recipe.read_text())
 
 
@@ -85,12 +67,7 @@ def first_error(result: Result, here: Path) -> str:
     return (found or [""])[0]
 
 
-def _parameter(case: dict[str, Any]) -> Any:
-    waits = [pytest.mark.xfail(strict=True)] if case["id"] in WAITING else []
-    return pytest.param(case, id=case["id"], marks=waits)
-
-
-@pytest.mark.parametrize("case", [_parameter(case) for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_it_is_refused(
     case: dict[str, Any],
     toy: tuple[Path, dict[str, Any]],

@@ -12,8 +12,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given, strategies as st
 from odd import WORDS, at, paths, values
-from toys import toy_tokenizer, write_toy_recipe
-from transformers import LlamaConfig
+from toys import write_toy_recipe
 
 from rlhf_kit.cli.main import main
 
@@ -28,11 +27,8 @@ Check = Callable[[bytes], None]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzz")
-    LlamaConfig(max_position_embeddings=256, vocab_size=259).save_pretrained(folder / "model")
-    toy_tokenizer().save_pretrained(folder / "model")
-    return write_toy_recipe(folder, folder / "model", "hydra")
+def project(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_recipe(tmp_path_factory.mktemp("fuzz"), toy_model, "hydra")
 
 
 @pytest.fixture(scope="module")

@@ -72,11 +72,6 @@ class ChatTokenizer:
         self.separator_id: int = self.eos_id if eos is None else eos
         pad: int | None = tokenizer.pad_token_id
         self.pad_id: int = self.separator_id if pad is None else pad
-        if options.max_length is not None and context is not None and options.max_length > context:
-            raise RecipeError(
-                f"model.max_length: is {options.max_length}, and the model was made for {context} "
-                "tokens; set at most so many, or leave it out"
-            )
         self.max_length = options.max_length or context or 2**20
 
     def prompt(self, row: Row) -> list[int]:
