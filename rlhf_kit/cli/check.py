@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
+from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args, tell_broken
 from rlhf_kit.recipe import Recipe, dump_yaml, filled, open_recipe, refs_of
 from rlhf_kit.recipe.document import shown
 
@@ -32,7 +32,8 @@ def check(
     show_filled: bool,
     as_json: bool,
 ) -> None:
-    resolved, _, registry = open_recipe(recipe, overrides, plugin_files)
+    resolved, loaded, registry = open_recipe(recipe, overrides, plugin_files)
+    tell_broken(loaded)
     for line in registry.unused():
         click.echo(f"warning: {line}", err=True)
     if as_json:

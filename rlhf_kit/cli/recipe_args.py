@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from rlhf_kit.plugins import LoadedPlugins
+
 OVERRIDES_HELP = """
     OVERRIDES change single values of the recipe: KEY=VALUE, where KEY starts with a top-level key
     or the id of a stage, and VALUE is YAML. For example: seed=1 ppo.kl.coef=0.05 memory.use=lora
@@ -20,6 +22,16 @@ def recipe_args(command: Callable[..., Any]) -> Callable[..., Any]:
     command = plugin_option(command)
     command = click.argument("overrides", nargs=-1, metavar="[OVERRIDES]...")(command)
     return click.argument("recipe", type=click.Path(path_type=Path), metavar="RECIPE")(command)
+
+
+def tell_broken(loaded: LoadedPlugins) -> None:
+    """Say which installed plugins failed to load; the recipe is right without them."""
+    for plugin in loaded.broken:
+        click.echo(
+            f"warning: plugin {plugin.name!r} of {plugin.package!r} failed to load, and nothing of "
+            f"it can be used: {plugin.cause}",
+            err=True,
+        )
 
 
 def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:

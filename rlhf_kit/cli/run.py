@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args
+from rlhf_kit.cli.recipe_args import OVERRIDES_HELP, json_option, recipe_args, tell_broken
 
 
 @click.command(
@@ -37,6 +37,7 @@ def run(
     from rlhf_kit.recipe import open_recipe
 
     resolved, loaded, _ = open_recipe(recipe, overrides, plugin_files)
+    tell_broken(loaded)
 
     # Only now, when the recipe is known to be right: this imports torch.
     from rlhf_kit.engine.signals import StopRequests

@@ -197,7 +197,12 @@ def scalar(x: Any, who: object, what: str = "") -> Tensor:
 
 def shape_of(x: Any) -> str:
     """What stands where a tensor should, for a message."""
-    return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else repr(x)[:60]
+    return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else in_words(x)
+
+
+def in_words(x: Any) -> str:
+    """Anything in a part of a line."""
+    return " ".join(repr(x).split())[:60]
 
 
 def like(x: Any, places: Tensor, who: object, what: str, *, finite: bool = True) -> Tensor:

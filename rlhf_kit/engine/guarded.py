@@ -180,9 +180,10 @@ class GuardedData(_Guarded):
         with foreign(who):
             rows = self._inner.split(name)
             listed = isinstance(rows, Sequence) and not isinstance(rows, str)
-            first = [type(row).__name__ for row in rows[:1]] if listed else []
-        if first != ["dict"]:
-            what = f"a {type(rows).__name__} of {' '.join(first) or 'nothing'}"
+            first = next(iter(rows), None) if listed else None
+        if not isinstance(first, dict):
+            of = "nothing" if first is None else type(first).__name__
+            what = f"a {type(rows).__name__} of {of}"
             raise PluginError(f"{who} returned {what}; it should return a list of dicts")
         return rows
 

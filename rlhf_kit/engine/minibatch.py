@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -56,9 +57,10 @@ class Cycle:
 
     def next(self) -> Tensor:
         """At most ``size`` row indices; exactly so many when batches span passes."""
-        while len(self._order) < self._least:
-            fresh = torch.randperm(self._rows, generator=self._generator)
-            self._order = torch.cat([self._order, fresh])
+        wanting = self._least - len(self._order)
+        passes = range(math.ceil(wanting / self._rows))  # none where enough is left
+        fresh = [torch.randperm(self._rows, generator=self._generator) for _ in passes]
+        self._order = torch.cat([self._order, *fresh])
         batch, self._order = self._order[: self._size], self._order[self._size :]
         return batch
 

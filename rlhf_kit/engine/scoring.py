@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import first_call, foreign, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, in_words, untouched
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import (
     CompositeReward,
@@ -50,7 +50,7 @@ def _checked(scores: Any, samples: Samples, name: object) -> Tensor:
             scores = torch.as_tensor(scores, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise NumericsError(
-                f"{name}: expected one number per response, got {scores!r:.60} ({error})"
+                f"{name}: expected one number per response, got {in_words(scores)} ({error})"
             ) from error
     mask = samples.response_mask
     if scores.shape not in ((len(samples),), mask.shape):
@@ -207,8 +207,8 @@ def ranked(labeler: Labeler, samples: Samples) -> Labels:
     whole = all(x is None or (isinstance(x, int) and not isinstance(x, bool)) for x in ranks)
     if len(ranks) != len(samples) or not whole or any(x is not None and x < 0 for x in ranks):
         raise PluginError(
-            f"{who} returned ranks {ranks!r:.60}; they should be {len(samples)} integers, 0 the "
-            "best of its group"
+            f"{who} returned ranks {in_words(ranks)}; they should be {len(samples)} integers, "
+            "0 the best of its group"
         )
     if scores is not None and len(scores) != len(samples):
         raise PluginError(f"{who} returned {len(scores)} scores of {len(samples)} samples")

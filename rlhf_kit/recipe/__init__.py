@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rlhf_kit.errors import PluginError
+from rlhf_kit.components import placed
+from rlhf_kit.errors import PluginError, RecipeError
 from rlhf_kit.plugins import LoadedPlugins, load_plugins
 from rlhf_kit.recipe.document import Document
 from rlhf_kit.recipe.dump import dump_yaml, filled, plain
@@ -58,10 +59,13 @@ def _own_plugins(document: Document) -> dict[Path, str]:
     names = document.values.get("plugins")
     if not isinstance(names, list):
         return {}
-    return {
-        (document.base / Path(name).expanduser()).resolve(): (
-            f"{document.where(('plugins', str(index)))}: plugins.{index}"
-        )
-        for index, name in enumerate(names)
-        if isinstance(name, str)
-    }
+    found: dict[Path, str] = {}
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            continue
+        where = f"{document.where(('plugins', str(index)))}: plugins.{index}"
+        try:
+            found[placed(name, document.base)] = where
+        except ValueError as error:
+            raise RecipeError(f"{where}: is {name[:60]!r}; {error}") from None
+    return found

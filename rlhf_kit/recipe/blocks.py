@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from rlhf_kit.components import Component, Options, Part, StageRef
+from rlhf_kit.components import Component, Options, Part, StageRef, placed
 from rlhf_kit.errors import PluginError, RlhfKitError, did_you_mean
 from rlhf_kit.option_fields import admits, declared, key_of, laid_over
 from rlhf_kit.recipe.document import Document, Place, dotted
@@ -20,6 +19,8 @@ from rlhf_kit.recipe.problems import Problems, in_short, known_keys, unknown_key
 from rlhf_kit.recipe.walk import blocks_of
 from rlhf_kit.registry import BUILT_IN, Registry, article
 from rlhf_kit.seams import DATA, NAMED
+
+_LEAST, _MOST = 2.0**-126, 2.0**127  # that float32 has at full precision
 
 # Stands in for what could not be resolved, so that the options around it are checked all the same.
 _STAND_IN = Part(Component("", "", ":"), Options(), "", "", "")
@@ -116,7 +117,10 @@ class Blocks:
             options = model.model_validate(values, context={"base": self.document.base})
             if len(self.problems) == before:  # else what decides may be a stand-in
                 self._refuse_idle(options, block, place)
-                self._refuse_problems(options, place)
+                before = len(self.problems)
+                self._refuse_numbers(options, place)
+                if len(self.problems) == before:  # else a sum of them could be anything
+                    self._refuse_problems(options, place)
             return options
         except ValidationError as error:
             self.problems.add_invalid(error, model, values, place)
@@ -177,6 +181,19 @@ class Blocks:
             if isinstance(inner, Options):
                 for key, what in inner.problems().items():
                     self.problems.add((*place, *inside, *key.split(".")), what)
+
+    def _refuse_numbers(self, options: Options, place: Place) -> None:
+        """Refuse numbers that no tensor of the run could hold."""
+        for inside, inner in blocks_of(options):
+            for name, field in type(inner).model_fields.items():
+                for at, number in _numbers(getattr(inner, name), (*inside, key_of(name, field))):
+                    if isinstance(number, int):
+                        fits, what = abs(number) < 2**63, "of 64 bits"
+                    else:
+                        size = abs(number)
+                        fits, what = size == 0 or _LEAST <= size <= _MOST, "that float32 can hold"
+                    if not fits:
+                        self.problems.add((*place, *at), f"is {number}; should be a number {what}")
 
     def _fill(self, values: dict[str, Any], key: str, field: FieldInfo, place: Place) -> None:
         """Replace the value of a slot by Parts, and of a stage reference by a StageRef."""
@@ -263,10 +280,10 @@ class Blocks:
             )
             return _STAND_IN_REF
         if "/" in value or os.sep in value or value.startswith("."):
-            folder = (self.document.base / Path(value).expanduser()).resolve()
             try:
+                folder = placed(value, self.document.base)
                 return StageRef(folder=stage_folder(folder, produces))
-            except RlhfKitError as error:
+            except (RlhfKitError, ValueError) as error:
                 self.problems.add(at, str(error))
                 return _STAND_IN_REF
         what = self._wrong_stage(value, produces)
@@ -291,6 +308,18 @@ class Blocks:
             has = f"produces {made}" if made else "produces nothing to start from"
             return f"stage {name!r} {has}, not {produces}; {fit}"
         return None
+
+
+def _numbers(value: Any, place: Place) -> Iterator[tuple[Place, int | float]]:
+    """The numbers in an option's value; a block or part in it has options of its own."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, (*place, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _numbers(item, (*place, str(index)))
 
 
 def _writes(block: Any, place: Place) -> bool:

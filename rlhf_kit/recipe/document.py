@@ -52,5 +52,5 @@ def shown(path: Path) -> str:
     """A path as a person would type it: relative when it is below the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, RuntimeError):  # elsewhere, or a link that leads to itself
         return str(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_kit.errors import RecipeError, did_you_mean
 from rlhf_kit.recipe.document import Document, Place, dotted
-from rlhf_kit.recipe.load import parse_yaml
+from rlhf_kit.recipe.load import DEEPEST, parse_yaml
 from rlhf_kit.recipe.schema import TOP_LEVEL
 
 
@@ -24,10 +24,12 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             raise RecipeError(
                 f"command line: {override}: is no override; write key=value, as in seed=1"
             )
+        if key.count(".") >= DEEPEST:
+            raise RecipeError(f"command line: {key[:60]}...: has more than {DEEPEST} parts")
         try:
             value, _ = parse_yaml(text)
         except RecipeError as error:
-            raise RecipeError(f"command line: {key}: {error}; quote the value") from None
+            raise RecipeError(f"command line: {key}: {error}") from None
         _assign(document, _place(document, key), value)
     return document
 

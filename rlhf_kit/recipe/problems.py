@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Any
 
@@ -10,6 +11,12 @@ from pydantic import BaseModel, ValidationError
 from rlhf_kit.errors import PluginError, RecipeError, RlhfKitError, did_you_mean
 from rlhf_kit.option_fields import key_of, models_in
 from rlhf_kit.recipe.document import Document, Place, dotted
+
+_WORDS = {  # for what pydantic says in words of its own
+    "path_type": "should be a path",
+    "int_parsing_size": "should be an integer of 64 bits",
+    "dict_type": "should be a block of names",
+}
 
 
 class Problems:
@@ -80,6 +87,8 @@ def unknown_key(key: str, known: list[str]) -> str:
 def in_short(value: Any) -> str:
     """A value as it may stand in one line."""
     text = "null" if value is None else repr(value)
+    if isinstance(value, datetime.date):
+        text = f"{value} (a date; quote it for a text)"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -117,7 +126,8 @@ def _say(item: Any, place: Place, model: type[BaseModel]) -> str:
     if kind in ("value_error", "assertion_error"):
         message = message.partition(", ")[2] or message
         return message if not place else f"is {in_short(value)}; {message}"
-    message = re.sub(r"^[A-Z]\w* should ", "should ", message)
+    message = _WORDS.get(kind, message)
+    message = re.sub(r"^[A-Z]\w* should ", "should ", message).replace(" after validation", "")
     return message if not place else f"is {in_short(value)}; {message}"
 
 

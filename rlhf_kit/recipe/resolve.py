@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from rlhf_kit.components import Part
 from rlhf_kit.errors import PluginError, RlhfKitError
+from rlhf_kit.importable import why_no_attribute
 from rlhf_kit.option_fields import block_default
 from rlhf_kit.recipe.agreement import refuse_disagreement
 from rlhf_kit.recipe.blocks import Blocks, Scope
@@ -60,6 +61,7 @@ def resolve(document: Document, registry: Registry, plugins: Sequence[Path] = ()
         ambiguous=registry.ambiguous(),
     )
     refuse_disagreement(recipe, problems)
+    _refuse_unbuildable(recipe, problems)
     problems.raise_if_any()
     _ask_plugins(recipe, document, registry)
     return recipe
@@ -148,6 +150,20 @@ def _refuse_unused(
             )
 
 
+def _refuse_unbuildable(recipe: Recipe, problems: Problems) -> None:
+    """Refuse components whose code is not there, as building would when the run has begun."""
+    tops = [recipe.model, recipe.engine, recipe.memory, *recipe.data.values()]
+    tops += [*recipe.observers.values(), *(stage.part for stage in recipe.stages.values())]
+    for part in {part.key: part for top in tops for part in parts_of(top)}.values():
+        component = part.component
+        module, _, attribute = component.target.partition(":")
+        why = why_no_attribute(module, attribute)
+        if why is not None:
+            what = f"{component.seam} {component.name!r}: cannot import {component.target}: {why}"
+            place = tuple(part.key.split("."))
+            problems.add_error(PluginError(f"{part.where}: {part.key}: {what}"), place)
+
+
 def _ask_plugins(recipe: Recipe, document: Document, registry: Registry) -> None:
     """Let plugins object to how blocks fit together (hook ``rlhf_check_recipe``)."""
     problems = Problems(document)
@@ -155,22 +171,25 @@ def _ask_plugins(recipe: Recipe, document: Document, registry: Registry) -> None
     for plugin, answer in registry.loaded.call_each("rlhf_check_recipe", recipe=recipe):
         if isinstance(answer, RlhfKitError):
             errors.append(answer)
-        elif isinstance(answer, Exception):
-            errors.append(
-                PluginError(
-                    f"{shown(document.path)}:1: plugin {plugin}: rlhf_check_recipe raised "
-                    f"{type(answer).__name__}: {answer}"
-                )
-            )
+        elif isinstance(answer, BaseException):
+            what = f"raised {type(answer).__name__}: {answer}"
+            errors.append(_wrong_check(document, plugin, what))
         else:
             for item in answer:
                 if isinstance(item, RlhfKitError):
                     errors.append(item)
+                elif isinstance(item, str):
+                    _add_text(problems, document, item)
                 else:
-                    _add_text(problems, document, str(item))
+                    what = f"returned {item!r:.60}; it should return texts and RlhfKitErrors"
+                    errors.append(_wrong_check(document, plugin, what))
     problems.raise_if_any()
     if errors:
         raise errors[0]
+
+
+def _wrong_check(document: Document, plugin: str, what: str) -> PluginError:
+    return PluginError(f"{shown(document.path)}:1: plugin {plugin}: rlhf_check_recipe {what}")
 
 
 def _add_text(problems: Problems, document: Document, text: str) -> None:

@@ -13,10 +13,14 @@ from rlhf_kit.components import Options, Part
 from rlhf_kit.seams import MEMORY, MODEL, OWN
 from rlhf_kit.stage_options import CheckpointOptions
 
+_LONGEST = 100  # characters of a name; folders are called so, and a file system takes 255
+
 
 def _identifier(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
         raise ValueError("should be made of letters, digits, - and _")
+    if len(text) > _LONGEST:
+        raise ValueError(f"has {len(text)} characters; should have at most {_LONGEST}")
     return text
 
 
@@ -31,6 +35,12 @@ def _as_block(value: Any) -> Any:
         return {"use": value}
     if not isinstance(value, dict):
         raise ValueError("should be a component's name, or a block with `use:` and its options")
+    return value
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a valid integer")
     return value
 
 
@@ -49,7 +59,9 @@ class RecipeFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Identifier = Field("", description="name of the run; default: the file's name")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+    seed: Annotated[int, BeforeValidator(_no_truth)] = Field(
+        0, ge=0, lt=2**63, description="seed of everything random"
+    )
     plugins: list[str] = Field([], description="plugin files, relative to the recipe")
     model: Block = Field(description="the pretrained model and its tokenizer")
     engine: Block = Field(

@@ -9,23 +9,25 @@ import torch
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Tokenizer
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.stagekit.prompts import PromptSet, shown
+from rlhf_kit.stagekit.prompts import PromptSet, at, shown
 from rlhf_kit.types import Comparisons, Ragged, Row, Texts
 
 # Enough to tell perplexities apart, and few enough to measure often.
 HELD_OUT_BLOCKS = 32
+NO_PAIR = "comparisons: none of {} rows ranks one completion over another"
 
 
 def _response(
     row: Row, prompt: Sequence[int], text: str, finished: bool, tokenizer: Tokenizer
 ) -> list[int]:
     """The tokens of a response, which must say something and fit behind its prompt."""
-    answer = tokenizer.response(text, finished=finished)
+    with at(row):
+        answer = tokenizer.response(text, finished=finished)
     if not text.strip():
-        raise DataError(f"row {shown(row)!r}: the response is empty")
+        raise DataError(f"{shown(row)}: the response is empty")
     if len(prompt) + len(answer) > tokenizer.max_length:
         raise DataError(
-            f"row {shown(row)!r}: {len(prompt) + len(answer)} tokens exceed the context of "
+            f"{shown(row)}: {len(prompt) + len(answer)} tokens exceed the context of "
             f"{tokenizer.max_length}"
         )
     return answer
@@ -60,8 +62,11 @@ def text_blocks(
     for row in rows:
         stream += [*tokenizer.text(row["text"]), tokenizer.separator_id]
     blocks = _blocks(stream, list(tokenizer.begin_ids), length)
-    if not blocks:
-        raise DataError(f"pretraining text: {len(stream)} tokens do not fill a block of {length}")
+    with at(rows[0]):  # whose file it is
+        if not blocks:
+            raise DataError(
+                f"pretraining text: {len(stream)} tokens do not fill a block of {length}"
+            )
     if length > tokenizer.max_length:
         raise DataError(
             f"pretraining blocks of {length} tokens exceed the context of {tokenizer.max_length}"
@@ -97,13 +102,16 @@ def read_comparisons(rows: Sequence[Row], tokenizer: Tokenizer) -> Comparisons:
     """All completions of a prompt in one element. A rank of None means not ranked: -1.
 
     Raises:
-        DataError: a prompt and a completion longer than the context, or an empty completion.
+        DataError: a prompt and a completion longer than the context, an empty completion, or no
+            row that ranks one completion over another.
     """
+    if not any(len({rank for rank in row["ranks"] if rank is not None}) > 1 for row in rows):
+        raise DataError(NO_PAIR.format(len(rows)))
     widest = max(len(row["completions"]) for row in rows)
     ranks = torch.zeros((len(rows), widest), dtype=torch.long)
     mask = torch.zeros((len(rows), widest), dtype=torch.bool)
     gold = torch.zeros((len(rows), widest))
-    prompts = Ragged.of(tokenizer.prompt(row) for row in rows)
+    prompts = PromptSet.of(rows, tokenizer).tokens
 
     def completions() -> Iterator[list[int]]:
         for g, row in enumerate(rows):

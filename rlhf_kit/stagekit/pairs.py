@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import Policy, Reference, Tokenizer
-from rlhf_kit.stagekit.batches import answered
+from rlhf_kit.stagekit.batches import NO_PAIR, answered
 from rlhf_kit.stagekit.prompts import PromptSet
 from rlhf_kit.types import (
     LabelledInputs,
@@ -23,8 +23,6 @@ from rlhf_kit.types import (
     TextBatch,
     Texts,
 )
-
-_NO_PAIR = "comparisons: none of {} rows ranks one completion over another"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +80,7 @@ def read_pairs(rows: Sequence[Row], tokenizer: Tokenizer) -> Pairs:
         if i < j
     ]
     if not found:
-        raise DataError(_NO_PAIR.format(len(rows)))
+        raise DataError(NO_PAIR.format(len(rows)))
     chosen, rejected = (
         _texts([(row, pair[side]) for row, *pair in found], tokenizer) for side in (0, 1)
     )
@@ -102,7 +100,7 @@ def read_labelled(rows: Sequence[Row], tokenizer: Tokenizer) -> Labelled:
             ends = min(ranks), max(ranks)
             found += [(row, k, rank == ends[0]) for k, rank in _ranked(row) if rank in ends]
     if not found:
-        raise DataError(_NO_PAIR.format(len(rows)))
+        raise DataError(NO_PAIR.format(len(rows)))
     texts = _texts([(row, k) for row, k, _ in found], tokenizer)
     if len(set(_prompts(texts))) < 2:
         raise DataError(

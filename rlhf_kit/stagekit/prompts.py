@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,29 @@ from rlhf_kit.errors import DataError
 from rlhf_kit.interfaces import DataSource, Tokenizer
 from rlhf_kit.stage_options import PromptOptions
 from rlhf_kit.stagekit.left_out import LeftOut
-from rlhf_kit.types import Prompts, Ragged, Row, asked
+from rlhf_kit.types import PlacedRow, Prompts, Ragged, Row, asked
 
 
 def shown(row: Row) -> str:
-    """How an error names a row."""
-    return str(row.get("id") or asked(row))[:60]
+    """How an error names a row: where it stands, if it knows, and what it is."""
+    where = f"{row.where}: " if isinstance(row, PlacedRow) else ""
+    return f"{where}{str(row.get('id') or asked(row))[:60]!r}"
+
+
+@contextmanager
+def at(row: Row) -> Iterator[None]:
+    """What is wrong with ``row`` is said with the place where it stands, if it knows."""
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(row, PlacedRow) or str(error).startswith(row.where):
+            raise
+        raise DataError(f"{row.where}: {error}") from error
+
+
+def _prompt(row: Row, tokenizer: Tokenizer) -> list[int]:
+    with at(row):
+        return tokenizer.prompt(row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +49,7 @@ class PromptSet:
     @classmethod
     def of(cls, rows: Sequence[Row], tokenizer: Tokenizer) -> PromptSet:
         """All of ``rows``."""
-        tokens = Ragged.of(tokenizer.prompt(row) for row in rows)
+        tokens = Ragged.of(_prompt(row, tokenizer) for row in rows)
         return cls(rows, tokens, tokenizer.pad_id)
 
     @classmethod
@@ -71,7 +89,7 @@ class PromptSet:
                 if most is not None and len(kept) == most:
                     return  # what is not wanted need not be tokenised
                 seen += 1
-                tokens = tokenizer.prompt(row)
+                tokens = _prompt(row, tokenizer)
                 if longest is None or len(tokens) <= longest:
                     kept.append(row)
                     yield tokens
@@ -121,7 +139,7 @@ class PromptSet:
         for row, length in zip(self.rows, self.tokens.lengths.tolist(), strict=True):
             if room and length + room > tokenizer.max_length:
                 raise DataError(
-                    f"prompt {shown(row)!r}: {length} tokens and {room} new ones exceed the "
+                    f"{shown(row)}: {length} tokens and {room} new ones exceed the "
                     f"context of {tokenizer.max_length}; shorten the prompt or lower max_new_tokens"
                 )
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from rlhf_kit.engine.foreign import first_call, foreign, untouched
+import torch
+from torch import Tensor
+
+from rlhf_kit.engine.foreign import first_call, foreign, in_words, shape_of, untouched
 from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Policy, Sampler
 from rlhf_kit.origins import Whose
@@ -29,19 +33,45 @@ def drawn(sampler: Sampler, policy: Policy, prompts: Prompts, sampling: Sampling
         found = sampler(policy, prompts, sampling)
     if not isinstance(found, Samples):
         raise PluginError(f"{who} returned {type(found).__name__}; it should return Samples")
+    _refuse_unlike(found, who)
     asked, given = prompts.stream.tolist(), found.prompts.stream.tolist()
     if asked != given or len(found) != len(asked):
         raise PluginError(
             f"{who} was given prompts of streams {asked[:8]} and returned responses to "
             f"{given[:8]}; it should answer all of them, in their order"
         )
-    shape = found.response_tokens.shape
-    for what, x in (("mask", found.response_mask), ("sampled_logprobs", found.sampled_logprobs)):
-        if x is not None and x.shape != shape:
-            raise PluginError(f"{who}: {what} is of shape {list(x.shape)}, tokens {list(shape)}")
     if not bool(found.response_mask.any(1).all()):
         raise PluginError(f"{who}: a response has no token; each has one, if only its end")
     return found
+
+
+def _refuse_unlike(found: Samples, who: Whose) -> None:
+    """Refuse samples whose tensors are not of one shape, or hold something else than they should.
+
+    Raises:
+        PluginError: see above.
+    """
+    tokens, rows = found.response_tokens, len(found.prompts)
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise PluginError(f"{who}: response_tokens {shape_of(tokens)}; should be [B, R] of int64")
+    parts: list[tuple[str, Any, Any, list[int]]] = [
+        ("response_mask", found.response_mask, torch.bool, list(tokens.shape)),
+        ("finished", found.finished, torch.bool, [rows]),
+    ]
+    drawn_with = found.sampled_logprobs
+    if drawn_with is not None:
+        kind = drawn_with.dtype if isinstance(drawn_with, Tensor) else torch.float32
+        kind = kind if kind.is_floating_point else torch.float32
+        parts.append(("sampled_logprobs", drawn_with, kind, list(tokens.shape)))
+    for what, x, dtype, shape in parts:
+        if not isinstance(x, Tensor) or x.dtype != dtype or list(x.shape) != shape:
+            has = f" of {x.dtype}" if isinstance(x, Tensor) else ""
+            raise PluginError(
+                f"{who}: {what} is {shape_of(x)}{has}; it should be {shape} of {dtype}"
+            )
+    if not isinstance(found.temperature, int | float) or not found.temperature > 0:
+        what = in_words(found.temperature)
+        raise PluginError(f"{who}: temperature is {what}; it should be the one it was given")
 
 
 def sample(

@@ -3,6 +3,7 @@
 G prompts of a comparison batch, K completions of one prompt. Masks are bool, True = valid.
 """
 
+from rlhf_kit.rows import PlacedRow, Row
 from rlhf_kit.types.activations import Activations, PaddedTrunk, TrunkId
 from rlhf_kit.types.comparisons import ComparisonBatch, Comparisons
 from rlhf_kit.types.experience import Experience
@@ -22,7 +23,7 @@ from rlhf_kit.types.losses import (
 from rlhf_kit.types.packed import PackedTexts
 from rlhf_kit.types.ragged import Ragged
 from rlhf_kit.types.rollout import Advantages, PolicyOutput, PPOBatch, Rollout
-from rlhf_kit.types.samples import Prompts, Row, Samples, Sampling, asked
+from rlhf_kit.types.samples import Prompts, Samples, Sampling, asked
 from rlhf_kit.types.scores import PartialScores
 from rlhf_kit.types.shapes import check_shape
 from rlhf_kit.types.texts import TextBatch, Texts
@@ -43,6 +44,7 @@ __all__ = [
     "PaddedTrunk",
     "PairInputs",
     "PartialScores",
+    "PlacedRow",
     "PolicyLossInputs",
     "PolicyOutput",
     "PreferenceInputs",

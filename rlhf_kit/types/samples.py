@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf_kit.rows import Row
 from rlhf_kit.types.activations import Activations, PaddedTrunk, TrunkId
 from rlhf_kit.types.shapes import joined, width_of
-
-Row = dict[str, Any]
 
 
 def asked(row: Row) -> str:

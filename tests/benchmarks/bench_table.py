@@ -39,13 +39,26 @@ def medians(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found | {"step": statistics.median(sum(row.values()) for row in kept)}
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, or the one value of a JSON file.
+
+    Raises:
+        SystemExit: it is missing or not whole: the run has not finished.
+    """
+    try:
+        text = path.read_text()
+        return list(map(json.loads, text.splitlines() if path.suffix == ".jsonl" else [text]))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not whole"
+        raise SystemExit(f"{path}: {why}; give the folder of a run that has finished") from error
+
+
 def table(runs: list[Path]) -> str:
     """A markdown table with a row per run, and what it ran on."""
     lines: list[str] = []
     for run in runs:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        seconds = medians(rows)
-        peak = json.loads((run / "summary.json").read_text())["peak_rss_mib"]
+        seconds = medians(read(run / "metrics.jsonl"))
+        peak = read(run / "summary.json")[0]["peak_rss_mib"]
         if not lines:
             phases = [f"{phase}, s" for phase in seconds]
             lines.append("| | " + " | ".join([*phases, "peak, MiB"]) + " |")
@@ -56,7 +69,7 @@ def table(runs: list[Path]) -> str:
 
 
 def _machine(run: Path) -> str:
-    attempt = json.loads((run / "manifest.json").read_text())["attempts"][-1]
+    attempt = read(run / "manifest.json")[0]["attempts"][-1]
     libraries = attempt["libraries"]
     return (
         f"{attempt['platform']}, {attempt['threads']} threads, torch {libraries['torch']}, "
@@ -65,4 +78,11 @@ def _machine(run: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(table([Path(folder) for folder in sys.argv[1:]]))
+    if len(sys.argv) < 2:
+        raise SystemExit("give the folders of the runs: bench_table.py RUN_FOLDER...")
+    try:
+        print(table([Path(folder) for folder in sys.argv[1:]]))
+    except (KeyError, TypeError, IndexError) as error:
+        raise SystemExit(
+            f"not the folders of finished runs of recipes/bench.yaml: {error}"
+        ) from error

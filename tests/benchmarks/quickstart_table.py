@@ -65,5 +65,20 @@ def table(summaries: list[Summary]) -> str:
     return "\n".join(lines)
 
 
+def summary(run: Path) -> Summary:
+    """Of a run that has finished. Raises SystemExit where there is none."""
+    path = run / "summary.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not whole"
+        raise SystemExit(f"{path}: {why}; give the folder of a run that has finished") from error
+
+
 if __name__ == "__main__":
-    print(table([json.loads((Path(p) / "summary.json").read_text()) for p in sys.argv[1:]]))
+    if len(sys.argv) < 2:
+        raise SystemExit("give the folders of the runs: quickstart_table.py RUN_FOLDER...")
+    try:
+        print(table([summary(Path(folder)) for folder in sys.argv[1:]]))
+    except (KeyError, TypeError) as error:
+        raise SystemExit(f"not the folders of finished runs of the quickstart: {error}") from error

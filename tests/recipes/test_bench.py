@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,31 @@ def test_token_ids_are_read_as_they_are(toy_model: Path, tmp_path: Path) -> None
     assert tokenizer.prompt({"token_ids": [5, 258, 0]}) == [5, 258, 0]
     with pytest.raises(DataError, match=r"prompt 'far': 259 is no token of this .* 0 to 258"):
         tokenizer.prompt({"id": "far", "token_ids": [5, 259]})
+
+
+@pytest.mark.parametrize("script", ["bench_table", "quickstart_table"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        None,
+        {},
+        {"metrics.jsonl": "", "summary.json": ""},
+        {"metrics.jsonl": '{"step": 0, "resp', "summary.json": '{"seed": 0, "go'},
+        {"metrics.jsonl": "{}\n{}\n", "summary.json": "{}"},
+        {"metrics.jsonl": "[]\n3\n", "summary.json": "[]"},
+    ],
+    ids=["missing", "empty", "empty-files", "cut", "of-other-keys", "of-lists"],
+)
+def test_a_table_of_no_finished_run(
+    script: str, files: dict[str, str] | None, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    if files is not None:
+        run.mkdir()
+        for name, text in files.items():
+            (run / name).write_text(text)
+    command = [sys.executable, str(ROOT / f"tests/benchmarks/{script}.py")]
+    for arguments in ([], [str(run)]):
+        found = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        assert found.returncode == 1
+        assert len(found.stderr.splitlines()) == 1, found.stderr

@@ -60,8 +60,10 @@ def line_of(path: Path, text: str) -> int:
     return next(i for i, line in enumerate(path.read_text().splitlines(), 1) if text in line)
 
 
-def refused(path: Path, code: int, *, check: bool = True, plugin: Path | None = None) -> str:
-    """The one line that both verbs say, with the same exit code."""
+def refused(
+    path: Path, code: int, *, check: bool = True, plugin: Path | None = None, places: int = 1
+) -> str:
+    """The one line that both verbs say, with the same exit code; one for each of ``places``."""
     extra: list[str | Path] = [] if plugin is None else ["--plugin", plugin]
     verbs = ("check", "run") if check else ("run",)
     said = set()
@@ -70,7 +72,7 @@ def refused(path: Path, code: int, *, check: bool = True, plugin: Path | None = 
         assert result.exit_code == code, result.stderr
         assert result.stdout == ""
         lines = result.stderr.splitlines()
-        assert len(lines) == 1, result.stderr
+        assert len(lines) == places, result.stderr
         assert lines[0].startswith("error: ")
         said.add(lines[0].removeprefix("error: "))
     assert len(said) == 1
@@ -170,7 +172,7 @@ def test_a_component_that_cannot_be_imported(broken: Any, tmp_path: Path) -> Non
         "    return [rlhf_kit.Component('policy_loss', 'mine', 'nowhere.at_all:Thing')]\n"
     )
     path = broken(ppo={"policy_loss": {"use": "mine"}})
-    said = refused(path, 2, check=False, plugin=plugin)
+    said = refused(path, 2, plugin=plugin)
     assert "cannot import nowhere.at_all:Thing: ModuleNotFoundError" in said
 
 
@@ -259,7 +261,7 @@ def test_a_wrong_reward(broken: Any, tmp_path: Path, body: str, code: int, says:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("def other(responses): ...", "reward.py:reward is not a function"),
+        ("def other(responses): ...", "AttributeError: the file has no attribute 'reward'"),
         ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("def reward(answers): ...", "has parameters (answers); it may have any of prompts"),
         ("def reward(:", "SyntaxError"),
@@ -273,7 +275,7 @@ def test_a_reward_that_is_not_there(
     (tmp_path / "reward.py").unlink()
     if source is not None:
         (tmp_path / "reward.py").write_text(source)
-    assert says in refused(path, 2, check=False)
+    assert says in refused(path, 2, places=2)  # the labeler's, and the gold standard
 
 
 def test_a_reward_that_turns_bad_on_the_way(

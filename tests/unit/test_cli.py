@@ -27,7 +27,7 @@ import rlhf_kit
 
 @rlhf_kit.hookimpl
 def rlhf_components():
-    return [rlhf_kit.Component("memory", "from-file", "mine:Thing", summary="a memory [x]")]
+    return [rlhf_kit.Component("memory", "from-file", "mine:rlhf_kit", summary="a memory [x]")]
 """
 
 
@@ -151,7 +151,7 @@ def test_plugins_list() -> None:
 
 def test_plugins_show() -> None:
     found = json.loads(rlhf_kit("plugins", "show", "toy-ppo", "--json").stdout)
-    assert found["target"] == "toy_targets:Thing"
+    assert found["target"] == "toy_for_cli:Options"
     rows = {row["key"]: (row["type"], row["default"], row["range"]) for row in found["options"]}
     assert rows == {
         "from": ("stage or folder with policy", "required", ""),

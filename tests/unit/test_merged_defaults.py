@@ -196,7 +196,7 @@ def test_shown_with_the_defaults_that_hold() -> None:
     assert rows["optimizer.learning_rate"]["default"] == "5e-06"
     assert rows["optimizer.warmup_steps"]["default"] == "80"
     assert rows["optimizer.schedule"]["default"] == "constant"
-    assert rows["sampling.temperature"]["range"] == "> 0"
+    assert rows["sampling.temperature"]["range"] == ">= 0.001, <= 1000"
     assert rows["optimizer"]["type"] == "block"
     rows = {row["key"]: row for row in option_rows(SFTOptions)}
     assert rows["optimizer.schedule"]["default"] == "cosine"

@@ -83,10 +83,10 @@ class Step(Options):
 
 @hookimpl
 def rlhf_components():
-    yield Component("stage", "step", "toy_targets:Thing", Step, "a step", "policy")
-    yield Component("controller", "fixed", "toy_targets:Thing", Fixed, "stays")
-    yield Component("controller", "adaptive", "toy_targets:Thing", Adaptive, "moves")
-    yield Component("loss", "nll", "toy_targets:Thing", Options, "a loss")
+    yield Component("stage", "step", f"{__name__}:Step", Step, "a step", "policy")
+    yield Component("controller", "fixed", f"{__name__}:Options", Fixed, "stays")
+    yield Component("controller", "adaptive", f"{__name__}:Options", Adaptive, "moves")
+    yield Component("loss", "nll", f"{__name__}:Options", Options, "a loss")
 """
 
 STEP = """\

@@ -383,7 +383,7 @@ class Strict(rlhf_kit.Options):
 
 @rlhf_kit.hookimpl
 def rlhf_components():
-    return [rlhf_kit.Component("stage", "strict", "x:Y", Strict, produces="policy")]
+    return [rlhf_kit.Component("stage", "strict", f"{__name__}:Strict", Strict, produces="policy")]
 """)
     loaded = load_toys(site, file)
     text = "model: toy-model\nmemory: toy-full\nstages:\n  s: {use: strict, reward: toy-keyword}\n"
@@ -424,8 +424,8 @@ class Idle(rlhf_kit.Options):
 
 @rlhf_kit.hookimpl
 def rlhf_components():
-    yield rlhf_kit.Component("stage", "idle", "x:Y", Idle, produces="policy")
-    yield rlhf_kit.Component("reward", "idle", "x:Y", Idle)
+    yield rlhf_kit.Component("stage", "idle", f"{__name__}:Idle", Idle, produces="policy")
+    yield rlhf_kit.Component("reward", "idle", f"{__name__}:Idle", Idle)
 """
 
 

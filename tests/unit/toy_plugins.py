@@ -76,7 +76,7 @@ class Ppo(Options):
 @hookimpl
 def rlhf_components():
     def c(seam, name, options, produces=""):
-        return Component(seam, name, "toy_targets:Thing", options, f"a toy {seam}", produces)
+        return Component(seam, name, f"{__name__}:Options", options, f"a toy {seam}", produces)
     yield c("model", "toy-model", Model)
     yield c("memory", "toy-full", Full)
     yield c("memory", "toy-lora", Lora)
@@ -152,7 +152,7 @@ def offering(seam: str, name: str) -> str:
 
         @rlhf_kit.hookimpl
         def rlhf_components():
-            return [rlhf_kit.Component({seam!r}, {name!r}, "nowhere:Thing")]
+            return [rlhf_kit.Component({seam!r}, {name!r}, f"{{__name__}}:rlhf_kit")]
     """
 
 

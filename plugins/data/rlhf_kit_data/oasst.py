@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from rlhf_kit.errors import DataError
 from rlhf_kit_data.options import OasstOptions
@@ -22,6 +22,7 @@ _FORM = (
 class Message(BaseModel):
     """A message of a tree; what else the files say of it is not read."""
 
+    model_config = ConfigDict(strict=True)
     message_id: str | None = None
     parent_id: str | None = None
     text: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from rlhf_kit import ModuleName, Options, RecipePath, StageRef, stage_ref
 from rlhf_kit.components import in_recipe
+from rlhf_kit.importable import why_no_attribute
 from rlhf_kit_data.records import has_suffix
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -59,6 +61,10 @@ class TextOptions(Options):
         if (self.path is None) == (self.module is None):
             raise ValueError("give exactly one of path and module")
         return self
+
+    def problems(self) -> Mapping[str, str]:
+        why = None if self.module is None else why_no_attribute(self.module, "topics")
+        return {"module": f"should have a dict `topics`: {why}"} if why else {}
 
 
 class RankingsOptions(Options):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlhf_kit import Component, DataError, Part, RlhfKitError, hookimpl
+from rlhf_kit.recipe.walk import parts_of
 from rlhf_kit_data import options, project, rankings, records, running_text
 
 _COMPARISONS = frozenset({"comparisons", "prompts"})
@@ -51,7 +52,8 @@ def rlhf_check_recipe(recipe: Any) -> Iterable[str | RlhfKitError]:
     """Read every local file a recipe names, so that a bad line is known before a model loads."""
     found: list[project.PlacedRows] = []
     wrong: list[RlhfKitError] = []
-    for part in recipe.data.values():
+    tops = [*recipe.data.values(), *(stage.part for stage in recipe.stages.values())]
+    for part in {part.key: part for top in tops for part in parts_of(top)}.values():
         if part.component.target.startswith("rlhf_kit_data."):
             try:
                 found += _read(part)

@@ -33,7 +33,7 @@ class Published:
     @cached_property
     def _read(self) -> tuple[SplitTable, dict[str, int]]:
         found = self._rankings()
-        rows = ((key, written(row)) for key, row in found.rows)
+        rows = ((key, "", written(row)) for key, row in found.rows)
         return SplitTable(str(self._options.source), rows, found.places), found.dropped
 
     def _rankings(self) -> Rankings:

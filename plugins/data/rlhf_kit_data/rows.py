@@ -134,8 +134,8 @@ def read_rows(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
             the file and the line.
     """
     schema = KINDS[kind]
-    there = exists(path) and path.is_file()
-    if not there or path.suffix.lower() == ".parquet":
+    there = exists(path)
+    if not path.is_file() or path.suffix.lower() == ".parquet":
         reason = "not a JSONL file" if there else "no such file"
         raise DataError(f"{path}: {reason}; a {kind} file has one JSON object a line")
     optional = {name for name, field in schema.model_fields.items() if not field.is_required()}

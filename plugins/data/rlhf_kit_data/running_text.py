@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit_data.options import TextOptions
-from rlhf_kit_data.records import digest, unreadable
+from rlhf_kit_data.records import digest, exists, unreadable
 from rlhf_kit_data.rows import Row, written
 from rlhf_kit_data.splits import SPLITS, Key, Places, folded, key_of
 from rlhf_kit_data.table import SplitTable
@@ -36,11 +36,12 @@ class RunningText:
     @cached_property
     def _table(self) -> SplitTable:
         keys: dict[str, Key] = {}  # of the first document that has a text
+        source = str(self._path or self._module)
         rows = [
-            (keys.setdefault(folded(text), key_of(name)), written({"text": text}))
+            (keys.setdefault(folded(text), key_of(name)), source, written({"text": text}))
             for name, text in self._documents().items()
         ]
-        return SplitTable(str(self._path or self._module), rows, Places(_cut))
+        return SplitTable(source, rows, Places(_cut))
 
     def split(self, name: str) -> Sequence[Row]:
         return self._table.split(name)
@@ -68,6 +69,8 @@ def documents(path: Path) -> list[str]:
     Raises:
         DataError: there is no such file, it is not UTF-8, or holds no text.
     """
+    if exists(path) and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: is not a file; give one of UTF-8 text")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -26,8 +26,7 @@ class Jsonl:
     @cached_property
     def _table(self) -> SplitTable:
         found = read_placed(self._path, self.kind)
-        rows = ((key, text) for key, _, text in found.rows)
-        return SplitTable(str(self._path), rows, found.places)
+        return SplitTable(str(self._path), found.rows, found.places)
 
     def split(self, name: str) -> Sequence[Row]:
         return self._table.split(name)

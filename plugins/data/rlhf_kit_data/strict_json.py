@@ -31,7 +31,8 @@ def parse(line: bytes, where: str) -> Any:
     except RecursionError as error:
         raise DataError(f"{where}: not valid JSON: nested too deeply") from error
     except ValueError as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from error
+        why = str(error).partition("; use sys.")[0]  # of an integer with thousands of digits
+        raise DataError(f"{where}: not valid JSON: {why}") from error
     if _SURROGATE.search(text):
         _refuse_half_pairs(value, where)
     return value

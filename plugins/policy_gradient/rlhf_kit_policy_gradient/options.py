@@ -21,6 +21,9 @@ from rlhf_kit import (
     stage_ref,
 )
 
+MOST_TOGETHER = 2**20
+"""Episodes of a rollout, or texts of a minibatch: more would be drawn for hours before a step."""
+
 GateCheck = Literal[
     "reference", "sampled", "ratio", "reward", "padding", "end", "tokenizers", "repeatable"
 ]
@@ -208,7 +211,9 @@ class PPOPtxOptions(PromptOptions):
     normalize: NormalizeOptions = block(description="what is normalised")
     end: EndOptions = block(description="what the end of a response decides")
     steps: int = Field(500, ge=1, description="rollouts; 256k episodes / 512 in the paper")
-    rollout_batch: int = Field(512, ge=1, description="episodes per rollout; 512 in the paper")
+    rollout_batch: int = Field(
+        512, ge=1, le=MOST_TOGETHER, description="episodes per rollout; 512 in the paper"
+    )
     samples_per_prompt: int = Field(
         1, ge=1, description="responses per prompt in a rollout; rollout_batch counts responses"
     )
@@ -269,6 +274,14 @@ class PPOPtxOptions(PromptOptions):
             found["samples_per_prompt"] = (
                 f"is {each}, and advantage {self.advantage.component.name!r} compares the "
                 "responses to one prompt; set at least 2"
+            )
+        if (
+            self.ptx is not None
+            and (texts := self.ptx.per_episode * self.minibatch) > MOST_TOGETHER
+        ):
+            found["ptx.per_episode"] = (
+                f"is {self.ptx.per_episode:g}, which with minibatch {self.minibatch} is {texts:g} "
+                f"texts per optimizer step; should be at most {MOST_TOGETHER}"
             )
         found |= self._unread_kl()
         if "whole_groups" in self.policy_loss.component.needs:

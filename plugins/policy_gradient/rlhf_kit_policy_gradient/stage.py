@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -168,6 +169,8 @@ class PPOPtxStage:
         # No more rows at once than training puts through the model.
         few = max(2, min(GATE_PROMPTS, o.micro_batch, len(self._prompts)))
         prompts = self._prompts.batch(torch.arange(few) % len(self._prompts))
+        # A prompt that comes twice is answered in two ways.
+        prompts = replace(prompts, stream=torch.arange(few))
         generators = GeneratorState(run.generator)
         touched = stateful(generators=generators, reward=self._reward, sampler=self._sampler)
         before = copy.deepcopy({name: part.state_dict() for name, part in touched.items()})

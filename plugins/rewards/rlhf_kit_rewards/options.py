@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from rlhf_kit import Execution, ModuleName, Options, Part, RecipePath, slot, slots
+from rlhf_kit.importable import parameters, why_no_attribute, why_no_import, why_no_name
+
+OFFERED = ("prompts", "responses", "rows", "samples")
+"""The parameters that a reward function may have."""
 
 
 class PythonOptions(Options):
@@ -23,6 +28,28 @@ class PythonOptions(Options):
             raise ValueError("give exactly one of path and module")
         return self
 
+    def problems(self) -> Mapping[str, str]:
+        """What importing the function would say, as far as it is plain to see."""
+        if self.module is not None:
+            why = why_no_attribute(self.module, self.function)
+            return {"module": f"cannot import {self.module}:{self.function}: {why}"} if why else {}
+        assert self.path is not None
+        name = f"{self.path}:{self.function}"
+        why = why_no_import(self.path) or why_no_name(self.path, self.function)
+        if why is not None:
+            return {"path": f"cannot import {name}: {why}"}
+        others = unoffered(parameters(self.path, self.function))
+        return {"path": f"{name} {others}"} if others else {}
+
+
+def unoffered(found: Sequence[tuple[str, bool]] | None) -> str | None:
+    """What is wrong with the parameters of a reward function, (name, must be given) each."""
+    names = [name for name, _ in found or ()]
+    strange = [name for name, required in found or () if required and name not in OFFERED]
+    if found is None or (not strange and set(names) & set(OFFERED)):
+        return None
+    return f"has parameters ({', '.join(names)}); it may have any of {', '.join(OFFERED)}"
+
 
 class VaderOptions(Options):
     """VADER sentiment (Hutto and Gilbert 2014)."""
@@ -30,6 +57,11 @@ class VaderOptions(Options):
     part: Literal["compound", "pos", "neg", "neu"] = Field(
         "compound", description="which of VADER's scores; compound lies in [-1, 1]"
     )
+
+    def problems(self) -> Mapping[str, str]:
+        if importlib.util.find_spec("vaderSentiment") is None:
+            return {"use": "needs the package vaderSentiment; pip install vaderSentiment"}
+        return {}
 
 
 class JudgeOptions(Options):

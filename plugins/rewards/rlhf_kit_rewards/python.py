@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.errors import PluginError
+from rlhf_kit.plugins import one_line
 from rlhf_kit.types import Samples, asked
-from rlhf_kit_rewards.options import PythonOptions
-
-_OFFERED = ("prompts", "responses", "rows", "samples")
+from rlhf_kit_rewards.options import OFFERED, PythonOptions, unoffered
 
 
 class PythonReward:
@@ -36,17 +35,15 @@ class PythonReward:
             raise PluginError(f"reward: {name} is not a function")
         self._function: Callable[..., Any] = function
         parameters = inspect.signature(function).parameters
-        self._wanted = [name for name in _OFFERED if name in parameters]
-        others = [
-            p.name
-            for p in parameters.values()
-            if p.name not in _OFFERED and p.default is p.empty and p.kind is not p.VAR_KEYWORD
-        ]
-        if others or not self._wanted:
-            raise PluginError(
-                f"reward: {name} has parameters ({', '.join(parameters)}); "
-                f"it may have any of {', '.join(_OFFERED)}"
-            )
+        self._wanted = [name for name in OFFERED if name in parameters]
+        wrong = unoffered(
+            [
+                (p.name, p.default is p.empty and p.kind is not p.VAR_KEYWORD)
+                for p in parameters.values()
+            ]
+        )
+        if wrong is not None:
+            raise PluginError(f"reward: {name} {wrong}")
 
     def __call__(self, samples: Samples) -> Tensor:
         offered = {
@@ -72,6 +69,5 @@ def _module(options: PythonOptions) -> ModuleType:
         return module
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"reward: cannot import {options.path or options.module}: "
-            f"{type(error).__name__}: {error}"
+            f"reward: cannot import {options.path or options.module}: {one_line(error)}"
         ) from error
