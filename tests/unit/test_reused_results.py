@@ -377,7 +377,10 @@ def test_every_file_of_a_model_folder(recipe: Path, toy_model: Path, name: str) 
     place = f"model.name={model}"
     before = fingerprints(recipe, place)
     path = model / name
-    path.write_bytes(path.read_bytes() + b" ")
+    content = path.read_bytes()
+    # A file of weights that is too long would be refused.
+    other = content[:-1] + bytes([content[-1] ^ 1]) if path.suffix == ".safetensors" else None
+    path.write_bytes(other or content + b" ")
     assert changed(before, fingerprints(recipe, place)) == ALL
 
 
