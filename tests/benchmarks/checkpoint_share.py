@@ -44,9 +44,9 @@ def measured(count: int, recipe: Path, overrides: list[str]) -> list[tuple[float
 
     Checkpoints.save = timed  # type: ignore[method-assign]
     resolved, loaded, _ = open_recipe(recipe, ["checkpoint.steps=1", *overrides])
-    temporary = tempfile.TemporaryDirectory(prefix="rlhf_kit_share_")
-    with temporary as folder, contextlib.suppress(_EnoughError):
-        run_recipe(resolved, loaded, out=Path(folder) / "run", plain=True)
+    folder = tempfile.TemporaryDirectory(prefix="rlhf_kit_share_")
+    with folder as out, contextlib.suppress(_EnoughError):
+        run_recipe(resolved, loaded, out=Path(out) / "run", plain=True)
     return found
 
 

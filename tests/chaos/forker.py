@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 from deaths import Death
@@ -36,16 +37,9 @@ class Forker:
 
     def __init__(self, folder: Path, limit: float = 300.0) -> None:
         self._folder, self._limit = folder, limit
-        paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
-        # Sums come out alike only with as many threads.
-        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(_SERVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        # In turn, since sets have another order in each process, which no result may depend on.
+        servers = [_started(hash_seed) for hash_seed in ("1", "2")]
+        self._servers, self._turns = servers, cycle(servers)
 
     def run(
         self, recipe: Path, out: Path, overrides: Sequence[str] = (), death: Death | None = None
@@ -61,13 +55,28 @@ class Forker:
             "limit": self._limit,
             "death": None if death is None else asdict(death),
         }
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline())
+        server = next(self._turns)
+        assert server.stdin is not None and server.stdout is not None
+        print(json.dumps(request), file=server.stdin, flush=True)
+        answer = json.loads(server.stdout.readline())
         operations = json.loads(noted.read_text()) if noted.exists() else []
         return Attempt(text=log.read_text(errors="replace"), operations=operations, **answer)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        for server in self._servers:
+            assert server.stdin is not None
+            server.stdin.close()
+            server.wait(timeout=60)
+
+
+def _started(hash_seed: str) -> subprocess.Popen[str]:
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+    # Sums come out alike only with as many threads.
+    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": hash_seed}
+    return subprocess.Popen(
+        [sys.executable, str(_SERVER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | own,
+    )

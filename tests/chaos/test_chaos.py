@@ -136,9 +136,9 @@ def test_at_any_time(
     request: pytest.FixtureRequest,
 ) -> None:
     place, before = places(model, memory, kind).whole(), len(campaign.tally.faults)
-    for _ in range(max(1, round(2 * SHARE))):
-        overrides = draw.choice(CHECKPOINTS)
-        campaign.episode(place, overrides, at_any_time(0.6 * place.seconds, 6, draw))
+    # Of a part of the time, since a run that was cut has less left.
+    deaths = at_any_time(0.3 * place.seconds, max(1, round(15 * SHARE)), draw)
+    campaign.cut_at(place, draw.choice(CHECKPOINTS), deaths)
     judged(campaign, request, before)
 
 
@@ -157,8 +157,12 @@ def test_by_the_command_line(
     place, before = places("toy", memory, kind).whole(), len(campaign.tally.faults)
     kinds = (signal.SIGKILL, signal.SIGTERM)
     deaths = [
-        Death(draw.choice(kinds), seconds=draw.uniform(0.1, 8 + place.seconds), command_line=True)
+        Death(
+            draw.choice(kinds),
+            seconds=draw.uniform(0.1, 5 + 0.3 * place.seconds),
+            command_line=True,
+        )
         for _ in range(5)
     ]
-    campaign.episode(place, draw.choice(CHECKPOINTS), deaths)
+    campaign.cut_at(place, draw.choice(CHECKPOINTS), deaths)
     judged(campaign, request, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,16 @@ def test_three_roles_cost_three_adapters(context_of: Callable[..., Any]) -> None
     assert names() == {"policy", "reward"}
     memory.reference(None)  # supervised stages never ask for one
     assert names() == {"policy", "reference", "reward"}
+
+
+def test_every_process_writes_the_same_config(
+    context_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """peft keeps the names in a set, whose order depends on the process."""
+    context_of("lora").memory().policy(None).save(tmp_path)
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 7
+    assert names == sorted(names)
 
 
 @pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "all-linear"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,7 +115,10 @@ class LoraRole:
             self._model, adapter_name=self._adapter, save_embedding_layers=False
         )
         save_tensors(folder / WEIGHTS, tensors)
-        self._model.peft_config[self._adapter].save_pretrained(str(folder))
+        config = copy.copy(self._model.peft_config[self._adapter])
+        # A set, whose order is another one in each process.
+        config.target_modules = sorted(config.target_modules)
+        config.save_pretrained(str(folder))
         write_note(folder, LoraOptions.strategy, **self._shape)
 
 
