@@ -171,7 +171,7 @@ def test_scripted_labeler(tmp_path: Any) -> None:
     longest = part(of("reward", "python"), path=path)
     labeler = build(of("labeler", "scripted"), reward=longest, tie_margin=0.5)
     check_labeler(labeler)
-    ranks, scores = labeler(made_up_samples(["aa", "b", "cccc", "dd"], samples_per_prompt=4))
+    ranks, scores, _ = labeler(made_up_samples(["aa", "b", "cccc", "dd"], samples_per_prompt=4))
     assert ranks == [1, 3, 0, 1]  # competition ranks: two second places, no third
     assert scores == [2.0, 1.0, 4.0, 2.0]
 
