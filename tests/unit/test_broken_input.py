@@ -246,9 +246,9 @@ def test_a_demonstration_longer_than_the_context(broken: Any, tmp_path: Path) ->
             r"shape \[2\], or per token, \[2, 3\]; got \[2, 1\]",
         ),
         ("return 0.5", 4, r"one score per response, shape \[2\], or .*; got \[\]"),
-        ("return responses", 2, r"reward\.py:reward: \w+Error: "),
-        ("return [1 / 0]", 2, r"reward\.py:reward: ZeroDivisionError: division by zero"),
-        ("return None", 2, r"reward\.py:reward: \w+Error: "),
+        ("return responses", 2, r"reward\.py:reward returned \[.*; it should return one number"),
+        ("return [1 / 0]", 2, r"ZeroDivisionError: division by zero \(reward\.py:2\)"),
+        ("return None", 2, r"reward\.py:reward returned None; it should return one number"),
     ],
 )
 def test_a_wrong_reward(broken: Any, tmp_path: Path, body: str, code: int, says: str) -> None:
@@ -292,7 +292,9 @@ def test_a_reward_that_turns_bad_on_the_way(
     out = tmp_path / "run"
     result = rlhf_kit("run", recipe, "--out", out)
     assert result.exit_code == 4
-    assert result.stderr.splitlines()[-1].startswith("error: stage 'collect': labeler: score nan")
+    last = result.stderr.splitlines()[-1]
+    assert "stages.collect.labeler.reward: reward 'python' of package 'rlhf-kit'" in last
+    assert "score nan for response" in last
     source.write_text(good)
     result = rlhf_kit("run", recipe, "--out", out)
     assert result.exit_code == 0

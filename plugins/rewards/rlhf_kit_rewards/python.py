@@ -34,6 +34,7 @@ class PythonReward:
         if not callable(function):
             raise PluginError(f"reward: {name} is not a function")
         self._function: Callable[..., Any] = function
+        self._name = name
         parameters = inspect.signature(function).parameters
         self._wanted = [name for name in OFFERED if name in parameters]
         wrong = unoffered(
@@ -53,7 +54,12 @@ class PythonReward:
             "samples": lambda: samples,
         }
         value = self._function(**{name: offered[name]() for name in self._wanted})
-        return torch.as_tensor(value, dtype=torch.float32)
+        try:
+            return torch.as_tensor(value, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{self._name} returned {value!r:.60}; it should return one number per response"
+            ) from error
 
 
 def _module(options: PythonOptions) -> ModuleType:
