@@ -34,13 +34,8 @@ def differences(found: Path, wanted: Path) -> list[str]:
 
 
 def _files(folder: Path) -> set[str]:
-    """With the folders among them, but for the empty one of a stage that makes no checkpoint."""
-    paths = folder.rglob("*")
-    return {
-        str(path.relative_to(folder))
-        for path in paths
-        if not (path.is_dir() and path.name == "checkpoints" and not any(path.iterdir()))
-    }
+    """Of every file and folder in it."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def _unlike(found: Path, wanted: Path) -> list[str]:
