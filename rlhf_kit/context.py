@@ -94,6 +94,7 @@ class RunContext:
         self._sources: dict[str, ModelSource] = {}
         self._pairs: dict[str, ModelAndMemory] = {}
         self._checked: set[Path] = set()
+        self._todo: set[str | None] = set()
         self.model_and_memory(None)
 
     def model_and_memory(self, stage: str | None) -> ModelAndMemory:
@@ -143,7 +144,9 @@ class RunContext:
         """
         folder = self.stage_folder(ref.stage) if ref.stage is not None else ref.folder
         assert folder is not None
-        if folder not in self._checked and check_artifact(folder):
+        # What is about to be replaced is not looked at, and what this process wrote is as it was.
+        known = ref.stage in self._todo or folder in self._checked
+        if not known and check_artifact(folder):
             self._checked.add(folder)
         return folder
 
@@ -178,6 +181,7 @@ class RunContext:
                     **pairs[0].execution(),
                 },
             )
+        self._todo = {id for id, record in records.items() if not record.finished}
         return records
 
 

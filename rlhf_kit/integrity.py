@@ -22,8 +22,13 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {
         name.as_posix(): file_digest(path)
         for name, path in names.items()
-        if name.parts[0] not in (RECORD, CHECKPOINTS)
+        if name.parts[0] not in (RECORD, CHECKPOINTS) and not _hidden(name)
     }
+
+
+def _hidden(name: Path) -> bool:
+    """Of a file browser, or of a network file system that keeps what is open: not the stage's."""
+    return any(part.startswith(".") for part in name.parts)
 
 
 def check_artifact(folder: Path) -> bool:

@@ -88,5 +88,7 @@ class ErrorGroup(LazyGroup):
             told = file_error(error)
             if told is None:
                 raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
             _tell(f"error: {told}")
             sys.exit(told.exit_code)

@@ -45,7 +45,7 @@ def run(
 
     requests = StopRequests()
     # When the line that answers has been written: what closes a terminal sends more than one.
-    click.get_current_context().find_root().call_on_close(requests.restore)
+    click.get_current_context().find_root().call_on_close(requests.leave)
     plain = as_json or not sys.stdout.isatty()
     summary = run_recipe(resolved, loaded, out=out, plain=plain, requests=requests)
     if as_json:

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from rlhf_kit.engine.checkpoint import state_of
 from rlhf_kit.interfaces import Stateful
 
+_PLAIN = {str, int, float, bool, type(None)}
 _COPIED = 4096  # bytes; a larger tensor is not copied, and must not have been written to
 
 
@@ -23,8 +25,8 @@ class Held:
     memory that does not suffice. What was learned until then can still be saved.
     """
 
-    def __init__(self, part: Stateful) -> None:
-        self._part, self._held = part, _hold(part.state_dict())
+    def __init__(self, part: Stateful, name: str) -> None:
+        self._part, self._held = part, _hold(state_of(part, name))
 
     def state_dict(self) -> dict[str, Any]:
         """As it was.
@@ -66,6 +68,8 @@ def _each(value: Any, do: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {key: do(item) for key, item in value.items()}
     if isinstance(value, list):
+        if set(map(type, value)) <= _PLAIN:  # a journal's: long, and here at every step
+            return value.copy()
         return [do(item) for item in value]
     if isinstance(value, tuple):
         return tuple(do(item) for item in value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import signal
@@ -49,7 +48,6 @@ class StopRequests:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum = signum
-            atexit.register(_heed_no_more)
             # Not through the console, which this may have interrupted; nobody may be there.
             with contextlib.suppress(OSError):
                 os.write(2, b"stopping after this step; Ctrl-C once more to leave at once\n")
@@ -62,8 +60,9 @@ class StopRequests:
             signal.signal(number, before)
         self._previous = {}
 
-
-def _heed_no_more() -> None:
-    """The process has answered a request and ends now, with the exit code that says so."""
-    for number in _ASKING:
-        signal.signal(number, signal.SIG_IGN)
+    def leave(self) -> None:
+        """The process ends now, with the exit code of the request that it has answered."""
+        self.restore()
+        if self.signum is not None:
+            for number in _ASKING:
+                signal.signal(number, signal.SIG_IGN)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rlhf_kit.engine.checkpoints import Checkpoints
-from rlhf_kit.engine.held import Held, Overwritten
+from rlhf_kit.engine.held import Held
 from rlhf_kit.engine.metrics import MetricsFile
 from rlhf_kit.engine.progress import Console
 from rlhf_kit.engine.seeding import GeneratorState, derive_seed, seed_everything
 from rlhf_kit.engine.signals import StopRequests
-from rlhf_kit.errors import DataError, Interrupted, PluginError, RlhfKitError
+from rlhf_kit.errors import DataError, Interrupted, PluginError
 from rlhf_kit.interfaces import Observer, Stateful
 from rlhf_kit.run_folder import CHECKPOINTS
 from rlhf_kit.stage_options import CheckpointOptions
@@ -99,7 +99,7 @@ class StageExecution:
         with self._requests.noted(), self._console.bar(self.id, total, unit) as bar:
             bar.advance(first)
             for step in range(first, total):
-                self._before = step, {name: Held(part) for name, part in state.items()}
+                self._before = step, {name: Held(part, name) for name, part in state.items()}
                 yield step
                 self._before = None
                 bar.advance(1)
@@ -132,7 +132,7 @@ class StageExecution:
             return
         done, state = self._before
         # The error that leaves is the one to report; a device that has failed cannot be read.
-        with contextlib.suppress(Overwritten, OSError, RuntimeError, RlhfKitError):
+        with contextlib.suppress(Exception):
             self._save(done, state, last=False)
             self.say(f"saved after {done} of its steps; the same command goes on from there")
 

@@ -12,6 +12,7 @@ import pytest
 from toys import write_toy_recipe
 
 from rlhf_kit.errors import DataError, RecipeError
+from rlhf_kit.integrity import file_digests
 from rlhf_kit.recipe import open_recipe
 from rlhf_kit.run import run_recipe
 from rlhf_kit.run_folder import read_record, sealed
@@ -150,3 +151,21 @@ def test_a_record_that_is_read_back_is_sealed_as_it_was(tmp_path: Path) -> None:
     content = {"format": 3, "summary": {"a": 0.1 + 0.2, "b": 1e-17, "c": None, "é": "\ud83d\ude00"}}
     (tmp_path / "stage.json").write_text(json.dumps(sealed(content), ensure_ascii=True))
     assert read_record(tmp_path / "stage.json") == sealed(content)
+
+
+def test_what_is_about_to_be_replaced_need_not_be_whole(
+    project: Path, copied: Path, tmp_path: Path
+) -> None:
+    """Weights of an older recipe, deleted for the sake of space."""
+    (copied / "stages/sft/branch.safetensors").unlink()
+    changed = ("sft.optimizer.learning_rate=0.002",)
+    run(project, copied, *changed)
+    run(project, tmp_path / "fresh", *changed)
+    weights = "stages/ppo/branch.safetensors"
+    assert (copied / weights).read_bytes() == (tmp_path / "fresh" / weights).read_bytes()
+
+
+def test_hidden_files_are_nobodys(project: Path, copied: Path, tmp_path: Path) -> None:
+    (copied / "stages/sft/.DS_Store").write_text("x")
+    assert ".DS_Store" not in file_digests(copied / "stages/sft")
+    run(project, copied, AGAIN[1])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rlhf_kit_policy_gradient.losses import PPOClip
@@ -16,7 +18,8 @@ from toy_runs import metrics, newest, one_stage, run, summary
 from rlhf_kit.engine import checkpoint
 from rlhf_kit.engine.checkpoint import write_atomically
 from rlhf_kit.engine.held import Held, Overwritten
-from rlhf_kit.errors import PluginError, interruption
+from rlhf_kit.errors import DataError, PluginError, interruption
+from rlhf_kit.run_folder import FORMAT
 
 FAILING = """
 import os, torch
@@ -83,12 +86,12 @@ def test_what_was_learned_in_half_a_step_is_not_saved(
 
 def test_held_state_is_as_it_was() -> None:
     model, small = nn.Linear(100, 100), nn.Linear(2, 2)
-    held = Held(small)
+    held = Held(small, "small")
     expected = {name: value.clone() for name, value in small.state_dict().items()}
     with torch.no_grad():
         small.weight.add_(1.0)
     assert all(torch.equal(value, expected[name]) for name, value in held.state_dict().items())
-    held = Held(model)
+    held = Held(model, "model")
     assert held.state_dict()["weight"].data_ptr() == model.weight.data_ptr()  # no copy
     with torch.no_grad():
         model.weight[0, 0] = 0.5
@@ -100,7 +103,7 @@ def test_an_optimizers_step_counts_as_writing() -> None:
     model = nn.Linear(100, 100)
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(2):
-        held = Held(model), Held(optimizer)
+        held = Held(model, "model"), Held(optimizer, "optimizer")
         model(torch.ones(100)).sum().backward()
         held[0].state_dict()
         optimizer.step()
@@ -154,3 +157,81 @@ def test_errors_that_answer_each_other_have_an_end() -> None:
     one, other = ValueError("a"), ValueError("b")
     one.__context__, other.__context__ = other, one
     assert interruption(one) is None
+
+
+class Odd:
+    """A part whose state is what the test says."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"coef": np.float64(0.3)}, r"\['coef'\] is a numpy\.float64"),
+        ({"a": {"b": [1, lambda: 0]}}, r"\['a'\]\['b'\]\[1\] is a builtins\.function"),
+        ({Path("x"): 1}, r" key is a pathlib\.PosixPath"),
+        (None, r"returned NoneType; it should return a dict"),
+    ],
+)
+def test_state_that_would_not_come_back_is_refused_before_the_first_step(
+    tmp_path: Path, state: Any, says: str
+) -> None:
+    """It used to be saved, and no continuation could read it."""
+    steps = execution_of("mine", tmp_path).steps(2, {"control": Odd(state)})
+    with pytest.raises(PluginError, match=rf"'control': state_dict\(\){says}|{says}"):
+        next(steps)
+
+
+def test_state_that_comes_back(tmp_path: Path) -> None:
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    plain = Odd(
+        {"a": [1, 2.0, "x", None], 3: (True, b"x"), "t": torch.ones(2), "s": torch.Size([1])}
+    )
+    state = {"model": model, "optimizer": optimizer, "plain": plain}
+    checkpoint.save_checkpoint(tmp_path / "c.pt", 1, state)
+    assert checkpoint.load_checkpoint(tmp_path / "c.pt", state) == 1
+
+
+def test_a_checkpoint_of_foreign_objects_is_one_line(tmp_path: Path) -> None:
+    torch.save({"format": FORMAT, "step": 1, "state": {"a": np.float64(1)}}, tmp_path / "c.pt")
+    with pytest.raises(DataError, match=r"c\.pt: cannot be read: .*; remove"):
+        checkpoint.load_checkpoint(tmp_path / "c.pt", {})
+
+
+def test_the_error_that_leaves_is_the_one_that_is_told(tmp_path: Path) -> None:
+    """Also where what was complete cannot be saved."""
+    part = Odd({"a": 1})
+    execution = execution_of("mine", tmp_path)
+    for step in execution.steps(3, {"part": part}):
+        if step == 1:
+            execution._before[1]["part"]._held = {"a": lambda: 0}  # type: ignore[index]
+            execution.save_before_step()
+            break
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_long_list_is_held_in_no_time() -> None:
+    """A journal grows by a row at every step."""
+    lines = Odd({"lines": ["x"] * 100_000})
+    calls = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    held = Held(lines, "lines")
+    sys.setprofile(None)
+    assert calls < 500
+    lines.state["lines"].append("y")
+    assert len(held.state_dict()["lines"]) == 100_000
