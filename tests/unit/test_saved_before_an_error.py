@@ -13,7 +13,7 @@ import torch
 from rlhf_kit_policy_gradient.losses import PPOClip
 from safetensors.torch import load_file
 from torch import nn
-from toy_runs import metrics, newest, one_stage, run, summary
+from toy_runs import execution_of, metrics, newest, one_stage, run, summary
 
 from rlhf_kit.engine import checkpoint
 from rlhf_kit.engine.checkpoint import write_atomically
@@ -177,7 +177,7 @@ class Odd:
         ({"coef": np.float64(0.3)}, r"\['coef'\] is a numpy\.float64"),
         ({"a": {"b": [1, lambda: 0]}}, r"\['a'\]\['b'\]\[1\] is a builtins\.function"),
         ({Path("x"): 1}, r" key is a pathlib\.PosixPath"),
-        (None, r"returned NoneType; it should return a dict"),
+        (None, r" returned NoneType; it should return a dict"),
     ],
 )
 def test_state_that_would_not_come_back_is_refused_before_the_first_step(
@@ -185,7 +185,7 @@ def test_state_that_would_not_come_back_is_refused_before_the_first_step(
 ) -> None:
     """It used to be saved, and no continuation could read it."""
     steps = execution_of("mine", tmp_path).steps(2, {"control": Odd(state)})
-    with pytest.raises(PluginError, match=rf"'control': state_dict\(\){says}|{says}"):
+    with pytest.raises(PluginError, match=rf"'control': state_dict\(\){says}"):
         next(steps)
 
 
