@@ -21,16 +21,21 @@ _OWN = "rlhf-kit"  # the distribution
 _HERE = "rlhf_kit"  # this package's files count like a plugin's own, installed or not
 
 
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, which is read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_hash(path: Path) -> str:
-    """The sha256 of a file; a large file that has not changed is read once per process."""
+    """The same; a file that, by its status, has not changed is read once per process."""
     status = path.stat()
     return _file_hash(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @lru_cache(maxsize=4096)
 def _file_hash(path: Path, modified: int, size: int, inode: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 def folder_hash(folder: Path, *, without: Iterable[str] = ()) -> str:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+from rlhf_kit.content import file_digest
 from rlhf_kit.errors import DataError
 from rlhf_kit.run_folder import CHECKPOINTS, RECORD, read_record
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digests(folder: Path) -> dict[str, str]:

@@ -247,5 +247,5 @@ def _run_stage(
 
 def _located(error: RlhfKitError, id: str) -> str:
     text = str(error)
-    named = f"stage {id!r}" in text or f": stages.{id}" in text
+    named = f"stage {id!r}" in text or any(f": stages.{id}{end}" in text for end in ".:")
     return text if named else f"stage {id!r}: {text}"

@@ -12,9 +12,11 @@ import click
 
 from rlhf_kit.cli.recipe_args import json_option
 from rlhf_kit.cli.table import show_table
-from rlhf_kit.errors import RecipeError
+from rlhf_kit.errors import DataError, RecipeError
 from rlhf_kit.run_folder import MANIFEST, RECORD, read_record, superseded as folders_of
 from rlhf_kit.run_lock import locked
+
+_FINISHED = {True: "yes", False: "no", None: "damaged"}
 
 
 @click.command()
@@ -40,24 +42,25 @@ def superseded(run: Path, prune: bool, as_json: bool) -> None:
     if not found:
         click.echo("nothing is set aside")
         return
-    rows = [
-        [i["folder"], "yes" if i["finished"] else "no", f"{i['mib']:.1f}", i["changed"]]
-        for i in found
-    ]
+    rows = [[i["folder"], _FINISHED[i["finished"]], f"{i['mib']:.1f}", i["changed"]] for i in found]
     show_table(["FOLDER", "FINISHED", "MIB", "LAST WRITTEN"], rows)
     if prune:
         click.echo(f"deleted, {sum(item['mib'] for item in found):.1f} MiB")
 
 
 def _account(folder: Path) -> dict[str, Any]:
-    record = read_record(folder / RECORD)
+    try:
+        record = read_record(folder / RECORD)
+    except DataError:  # or of another version; it can be looked at and pruned all the same
+        record = {}
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     when = time.localtime((folder / RECORD).stat().st_mtime)
     return {
         "folder": str(folder),
-        "stage": record["stage"],
-        "finished": record["finished"],
-        "fingerprint": record["fingerprint"],
+        "stage": record.get("stage"),
+        "finished": record.get("finished"),
+        "fingerprint": record.get("fingerprint"),
+        "damaged": not record,
         "mib": size / 2**20,
         "changed": time.strftime("%Y-%m-%d %H:%M", when),
     }

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from rlhf_kit.content import file_digest
 from rlhf_kit.engine.checkpoint import load_checkpoint, save_checkpoint, write_json
 from rlhf_kit.errors import DataError
-from rlhf_kit.integrity import file_digest
 from rlhf_kit.interfaces import Stateful
 from rlhf_kit.stage_options import CheckpointOptions
 

@@ -157,17 +157,17 @@ def test_wins_are_counted_sample_by_sample() -> None:
     options = EvaluateOptions.model_construct(
         prompts=nothing, gold=nothing, samples_per_prompt=2, tie_margin=0.1
     )
-    candidate = Scored.of([1.0, 0.0, 0.5, 0.55])
-    baseline = Scored.of([0.0, 1.0, 0.0, 0.5])
+    candidate = Scored([1.0, 0.0, 0.5, 0.55])
+    baseline = Scored([0.0, 1.0, 0.0, 0.5])
     # A win and a loss; a win and a tie, which counts half.
     assert wins(candidate, baseline, options).tolist() == [0.5, 0.75]
     # Without the loss; and without a pair of the second prompt.
-    partial = Scored.of([1.0, None, None, 0.55])
+    partial = Scored([1.0, None, None, 0.55])
     assert partial.mean() == pytest.approx(0.775)
     assert wins(partial, baseline, options).tolist() == [1.0, 0.5]
-    assert wins(partial, Scored.of([None, 1.0, 0.0, 0.5]), options).tolist() == [0.5]
+    assert wins(partial, Scored([None, 1.0, 0.0, 0.5]), options).tolist() == [0.5]
     with pytest.raises(PluginError, match="no answer has a score together with the baseline's"):
-        wins(partial, Scored.of([None, 1.0, 0.0, None]), options)
+        wins(partial, Scored([None, 1.0, 0.0, None]), options)
 
 
 @pytest.mark.parametrize(("batch", "cut_at"), [(2, 1), (2, 3), (2, 5), (6, 2), (6, 3)])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from rlhf_kit_hf.sources import PretrainedSource
 from toys import ANSWERS, hand_logprobs, plain_model, texts, train, trained_folder
 
 
@@ -80,14 +81,34 @@ def test_every_process_writes_the_same_config(
     assert names == sorted(names)
 
 
-@pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "all-linear"])
-def test_target_modules(context_of: Callable[..., Any], modules: str) -> None:
+@pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "all-linear", ".*(q|v)_proj"])
+def test_target_modules(context_of: Callable[..., Any], modules: str, tmp_path: Path) -> None:
     memory = context_of("lora", target_modules=modules).memory()
-    memory.policy(None)
+    policy = memory.policy(None)
     adapted = {n.split(".")[-4] for n, _ in memory._peft.named_parameters() if "lora_A" in n}
     wanted = {"q_proj", "v_proj"}
-    assert adapted == wanted if modules.startswith("[") else adapted > wanted
+    assert adapted > wanted if modules == "all-linear" else adapted == wanted
     assert "lm_head" not in adapted
+    policy.save(tmp_path)
+    found = memory.policy(tmp_path).state_dict()
+    same = zip(found.values(), policy.state_dict().values(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in same)
+
+
+def test_the_source_is_hashed_once(
+    context_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be large; roles share what it is."""
+    calls: list[object] = []
+    fingerprint = PretrainedSource.fingerprint
+    memory = context_of("lora").memory()
+    monkeypatch.setattr(
+        PretrainedSource, "fingerprint", lambda self: (calls.append(self), fingerprint(self))[1]
+    )
+    policy = memory.policy(None)
+    policy.save(tmp_path)
+    memory.reference(tmp_path)
+    assert len(calls) == 1
 
 
 def test_a_fresh_adapter_is_the_pretrained_model(

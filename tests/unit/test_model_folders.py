@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 from published_tokenizers import FORMS, write_published
 from rlhf_kit_hf.loading import load_exactly, refuse_not_finite
-from rlhf_kit_hf.model_folder import gguf_damage, model_damage, weights_damage
+from rlhf_kit_hf.model_folder import gguf_damage, model_damage, numbers, weights_damage
 from rlhf_kit_hf.options import GGUFOptions, LoraOptions, PretrainedOptions
 from rlhf_kit_hf.sources import GGUFSource, PretrainedSource
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,7 @@ from torch import Tensor
 from toy_runs import one_stage
 from toys import VOCABULARY, toy_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.errors import DataError, RecipeError
@@ -198,6 +199,22 @@ def test_what_the_small_files_say(model: Path, tmp_path: Path, damage: str) -> N
 def test_several_files_are_one_model(model: Path) -> None:
     sharded(model)
     assert model_damage(model) is None
+    source = PretrainedSource(PretrainedOptions(name=model))
+    assert source.load(torch.float32).config.num_hidden_layers == 4
+
+
+def test_the_files_of_the_index_are_counted(model: Path) -> None:
+    """They may lie in a sub-folder; others beside them are none of the model's."""
+    places = sharded(model)
+    (model / "parts").mkdir()
+    for shard in set(places.values()):
+        (model / shard).rename(model / "parts" / shard)
+    places = {name: f"parts/{shard}" for name, shard in places.items()}
+    index = {"metadata": {}, "weight_map": places}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"other": torch.zeros(1000)}, model / "other.safetensors")
+    weights = [t for path in (model / "parts").iterdir() for t in load_file(path).values()]
+    assert numbers(model) == sum(t.numel() for t in weights)
     source = PretrainedSource(PretrainedOptions(name=model))
     assert source.load(torch.float32).config.num_hidden_layers == 4
 
@@ -388,6 +405,9 @@ def test_one_word_is_no_list_of_modules(toy_recipe: Callable[..., Path]) -> None
         "as [q_proj]"
     )
     assert LoraOptions(target_modules=["v", "q", "v"]).target_modules == ["q", "v"]
+    wanted = "memory.target_modules='.*(q|v_proj'"
+    said = line(rlhf_kit("check", toy_recipe("lora"), wanted), 2)
+    assert "memory.target_modules: is '.*(q|v_proj'; is no regular expression: " in said
 
 
 def test_modules_that_are_not_there(toy_model: Path, tmp_path: Path) -> None:
@@ -559,3 +579,60 @@ def test_loading_says_what_it_was_given() -> None:
     report = {"missing_keys": {"a"}, "mismatched_keys": set(), "unexpected_keys": {"b"}}
     with pytest.raises(RecipeError, match=r"here: its files lack 1 of \d+ weights: a, and hold b"):
         load_exactly(lambda **_: (model, report), "here")
+
+
+def write_gguf(path: Path) -> None:
+    """A Llama of one layer, filled at random, with a vocabulary of bytes."""
+    gguf = pytest.importorskip("gguf")
+    words = [*bytes_to_unicode().values(), "th", "<s>", "</s>"]
+    size, rows = 32, len(words)
+    file = gguf.GGUFWriter(path, "llama")
+    file.add_context_length(64)
+    file.add_embedding_length(size)
+    file.add_block_count(1)
+    file.add_feed_forward_length(2 * size)
+    file.add_head_count(4)
+    file.add_head_count_kv(4)
+    file.add_layer_norm_rms_eps(1e-5)
+    file.add_vocab_size(rows)
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(words)
+    file.add_token_types([1] * (rows - 2) + [3, 3])
+    file.add_token_merges(["t h"])
+    file.add_bos_token_id(rows - 2)
+    file.add_eos_token_id(rows - 1)
+    shapes = {"token_embd": [rows, size], "output": [rows, size], "output_norm": [size]}
+    layer = {name: [size, size] for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
+    layer |= {"attn_norm": [size], "ffn_norm": [size], "ffn_down": [size, 2 * size]}
+    layer |= {"ffn_gate": [2 * size, size], "ffn_up": [2 * size, size]}
+    shapes |= {f"blk.0.{name}": shape for name, shape in layer.items()}
+    for name, shape in shapes.items():
+        file.add_tensor(f"{name}.weight", torch.randn(shape).numpy())
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])
+def test_a_damaged_conversion_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("RLHF_KIT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "small.gguf")
+    source = GGUFSource(GGUFOptions(file=tmp_path / "small.gguf"))
+    ids = source.tokenizer().response("that")
+    # Copies, since what is loaded is the file itself, mapped.
+    loaded = source.load(torch.float32).state_dict()
+    weights = {key: weight.clone() for key, weight in loaded.items()}
+    (folder,) = (tmp_path / "cache/models").iterdir()
+    before = (folder / name).stat()
+    source.load(torch.float32)
+    assert (folder / name).stat() == before
+    data = bytearray((folder / name).read_bytes())
+    data[-10] ^= 0x40
+    (folder / name).write_bytes(data)
+    assert source.tokenizer().response("that") == ids
+    again = source.load(torch.float32).state_dict()
+    assert all(torch.equal(again[key], weight) for key, weight in weights.items())
+    assert [*(tmp_path / "cache/models").iterdir()] == [folder]

@@ -479,6 +479,12 @@ def test_what_is_set_aside_can_be_listed_and_pruned(toy_model: Path, tmp_path: P
         ("sft", "sft-2", True),
     ]
     assert all(item["mib"] > len(weights) / 2**20 for item in found)
+    record = out / "superseded/sft-1/stage.json"
+    older = json.dumps({"stage": "sft", "format": 1})
+    for text in (record.read_text()[:-20], older):
+        record.write_text(text)
+        listed = CliRunner().invoke(main, ["superseded", str(out)])
+        assert [w for w in listed.output.split() if w in ("yes", "damaged")] == ["yes", "damaged"]
     pruned = CliRunner().invoke(main, ["superseded", str(out), "--prune"])
     assert pruned.exit_code == 0 and "deleted" in pruned.output
     assert list((out / "superseded").iterdir()) == []

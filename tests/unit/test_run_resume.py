@@ -19,8 +19,9 @@ from toy_runs import EVERY_STEP, newest
 from toys import COMMAND, environment, write_toy_recipe
 from watchers import write_watcher
 
+from rlhf_kit.errors import RecipeError
 from rlhf_kit.recipe import open_recipe
-from rlhf_kit.run import run_recipe
+from rlhf_kit.run import _located, run_recipe
 
 STEPS = 6
 PPO = {"steps": STEPS, "inner_epochs": 2, "kl": {"controller": {"use": "adaptive", "target": 0.1}}}
@@ -325,3 +326,11 @@ def test_a_checkpoint_restores_every_strategy(
     run(recipe, tmp_path / "part")
     assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
     assert summary(tmp_path / "part") == summary(tmp_path / "whole")
+
+
+def test_an_error_names_the_stage_it_is_in() -> None:
+    """Also one that speaks of another stage, whose name begins alike."""
+    for place in ("recipe.yaml:3: stages.ppo.reward: is 3", "recipe.yaml:3: stages.ppo: is 3"):
+        assert _located(RecipeError(place), "ppo") == place
+    other = "recipe.yaml:3: stages.ppo2.reward: is 3"
+    assert _located(RecipeError(other), "ppo") == f"stage 'ppo': {other}"

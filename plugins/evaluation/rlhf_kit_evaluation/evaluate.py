@@ -32,20 +32,20 @@ from rlhf_kit_evaluation.options import BASELINE, EvaluateOptions
 class Scored:
     """Scores of N samples, of which some may be missing."""
 
-    values: Tensor  # [N] float32, 0 where there is none
-    known: Tensor  # [N] bool
+    column: Sequence[float | None]
 
-    @classmethod
-    def of(cls, column: Sequence[float | None]) -> Scored:
-        known = torch.tensor([x is not None for x in column])
-        return cls(torch.tensor([0.0 if x is None else x for x in column]), known)
+    @property
+    def values(self) -> Tensor:
+        """[N] float32, 0 where there is none."""
+        return torch.tensor([0.0 if x is None else x for x in self.column])
+
+    @property
+    def known(self) -> Tensor:
+        """[N] bool."""
+        return torch.tensor([x is not None for x in self.column])
 
     def mean(self) -> float:
         return _mean(self.values[self.known])
-
-    def tolist(self) -> list[float | None]:
-        pairs = zip(self.values.tolist(), self.known.tolist(), strict=True)
-        return [x if there else None for x, there in pairs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,8 @@ class Judged:
         gold, reward, kl = column("gold"), column("reward"), column("kl")
         return cls(
             column("texts"),
-            Scored.of(gold),
-            Scored.of(reward) if reward else None,
+            Scored(gold),
+            Scored(reward) if reward else None,
             torch.tensor(kl) if kl else None,
             torch.tensor(column("length")),
             torch.tensor(column("finished")),
@@ -185,7 +185,7 @@ class Evaluate:
         """A row per sample: the prompt, then what each policy answers and its gold score."""
         times = self._options.samples_per_prompt
         prompts = [asked(row) for row in self._prompts.rows for _ in range(times)]
-        gold = {name: judged.gold.tolist() for name, judged in found.items()}
+        gold = {name: judged.gold.column for name, judged in found.items()}
         return [
             {
                 "prompt": prompt,

@@ -116,8 +116,9 @@ class LoraRole:
         )
         save_tensors(folder / WEIGHTS, tensors)
         config = copy.copy(self._model.peft_config[self._adapter])
-        # A set, whose order is another one in each process.
-        config.target_modules = sorted(config.target_modules)
+        if not isinstance(config.target_modules, str):
+            # A set, whose order is another one in each process.
+            config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
         write_note(folder, LoraOptions.strategy, **self._shape)
 

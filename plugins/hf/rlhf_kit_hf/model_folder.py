@@ -35,15 +35,19 @@ def _damages(folder: Path) -> Iterator[str]:
     yield from (why for why in map(json_object, others) if isinstance(why, str))
     read = sorted(path for path in folder.iterdir() if path.suffix in _READ)
     yield from filter(None, map(_pointer, read))
-    name = str(config.get("transformers_weights") or _SINGLE)
-    if not (folder / name).is_file():
-        name = _INDEX
-    if not (folder / name).is_file():
+    path = _weights(folder, config)
+    if not path.is_file():
         yield f"{folder}: holds no weights ({_SINGLE} or {_INDEX})"
-    elif not name.endswith(".json"):
-        yield from filter(None, [weights_damage(folder / name)])
+    elif path.suffix != ".json":
+        yield from filter(None, [weights_damage(path)])
     else:
-        yield from _shard_damages(folder / name)
+        yield from _shard_damages(path)
+
+
+def _weights(folder: Path, config: dict[str, Any]) -> Path:
+    """The file of the weights, or the index of those in several files."""
+    path = folder / str(config.get("transformers_weights") or _SINGLE)
+    return path if path.is_file() else folder / _INDEX
 
 
 def _shard_damages(path: Path) -> Iterator[str]:
@@ -64,7 +68,13 @@ def _shard_damages(path: Path) -> Iterator[str]:
 
 def numbers(folder: Path) -> int:
     """How many numbers the weights of a folder without damage hold."""
-    headers = [_tensors(path) for path in folder.glob("*.safetensors")]
+    config = json_object(folder / CONFIG)
+    paths = [_weights(folder, config if isinstance(config, dict) else {})]
+    if paths[0].suffix == ".json":
+        index = json_object(paths[0])
+        places = index["weight_map"] if isinstance(index, dict) else {}
+        paths = [folder / shard for shard in sorted(set(places.values()))]
+    headers = map(_tensors, paths)
     return sum(prod(entry["shape"]) for h in headers if isinstance(h, dict) for entry in h.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -202,17 +203,23 @@ class LoraOptions(MemoryOptions):
 
     rank: int = Field(16, ge=1, description="rank of the adapters")
     alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
-    target_modules: Literal["all-linear"] | list[str] = Field(
+    target_modules: str | list[str] = Field(
         "all-linear",
-        description='module names, or "all-linear" for every linear layer but the head',
+        description='module names, or "all-linear" for every linear layer but the head, or a '
+        "regular expression of whole names",
     )
 
-    @field_validator("target_modules", mode="before")
+    @field_validator("target_modules")
     @classmethod
-    def _no_pattern(cls, names: Any) -> Any:
+    def _is_pattern(cls, names: str | list[str]) -> str | list[str]:
         """One word is a regular expression to peft, which no bare name matches."""
-        if isinstance(names, str) and names != "all-linear":
-            raise ValueError(f'should be "all-linear" or a list of names, such as [{names}]')
+        if isinstance(names, str):
+            if names.isidentifier():
+                raise ValueError(f'should be "all-linear" or a list of names, such as [{names}]')
+            try:
+                re.compile(names)
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from error
         return names
 
     @field_validator("target_modules")

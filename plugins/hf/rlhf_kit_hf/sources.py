@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
-from rlhf_kit.content import file_hash
+from rlhf_kit.content import file_hash, folder_hash
 from rlhf_kit.engine.checkpoint import writing
 from rlhf_kit.errors import RecipeError
 from rlhf_kit_hf.layers import check_depth, keep_layers
@@ -30,7 +30,8 @@ from rlhf_kit_hf.tokenizer import ChatTokenizer
 transformers.utils.logging.disable_progress_bar()  # the run shows its own
 
 
-_PACKED = 8  # as many weights are in a number of a quantised model, at most
+_PACKED = 32  # as many weights are in a number of a quantised model, at most: bits of an int32
+_SEAL = ".sha256"  # in a converted model: the hash of what else is there
 
 
 def _context_length(config: Any) -> int | None:
@@ -183,7 +184,7 @@ class GGUFSource:
 
     def _converted(self) -> PretrainedSource:
         folder = _cache() / f"{self._path.stem}-{file_hash(self._path)[:16]}"
-        if not folder.exists():
+        if not _whole(folder):
             _convert(self._path, folder)
         text = self._options.model_dump(exclude={"file", "package"})
         return PretrainedSource(PretrainedOptions(name=str(folder), **text))
@@ -192,6 +193,12 @@ class GGUFSource:
 def _cache() -> Path:
     root = os.environ.get("RLHF_KIT_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "rlhf_kit") / "models"
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a converted model is there, and as it was written."""
+    path = folder / _SEAL
+    return path.is_file() and path.read_bytes() == folder_hash(folder).encode()
 
 
 def _cut(options: ModelOptions) -> dict[str, Any]:
@@ -248,5 +255,8 @@ def _convert(path: Path, folder: Path) -> None:
             made = Path(temporary) / "model"
             plain.save_pretrained(made)
             tokenizer.save_pretrained(made)
-            if not folder.exists():
+            (made / _SEAL).write_text(folder_hash(made))
+            if not _whole(folder):  # another process may have been first
+                if folder.exists():
+                    shutil.rmtree(folder)
                 shutil.move(made, folder)

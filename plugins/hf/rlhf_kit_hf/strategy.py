@@ -147,7 +147,9 @@ class SharedStrategy(Strategy):
         self.model = self.load()
 
     def shape(self) -> dict[str, Any]:
-        return {**super().shape(), BACKBONE: self.backbone}
+        # Not of this class's own binding, which hashes the source again.
+        shape = super().binding(self._options, self._source, self.tokenizer)
+        return {**shape, BACKBONE: self.backbone}
 
     @classmethod
     def binding(
