@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import signal
@@ -28,11 +29,13 @@ from toy_runs import metrics, one_stage, run
 from toys import COMMAND, environment, merged, toy_recipe_values, write_toy_recipe
 
 from rlhf_kit.components import Component
+from rlhf_kit.content import Contents
 from rlhf_kit.engine.scoring import ranked, score, try_out
 from rlhf_kit.errors import NumericsError, PluginError, RecipeError
-from rlhf_kit.plugins import load_plugins
 from rlhf_kit.interfaces import Labels
+from rlhf_kit.plugins import load_plugins
 from rlhf_kit.recipe import open_recipe
+from rlhf_kit.recipe.identity import identity
 from rlhf_kit.registry import Registry
 from rlhf_kit.testing import build, check_reward, made_up_samples, part
 from rlhf_kit.types import PartialScores, Rollout
@@ -311,8 +314,7 @@ class Slow(Counting):
         return super().__call__(samples)
 
 class Empty(Counting):
-    """Stateful by its type; nothing to see before it is asked."""
-
+    # Stateful by its type, with nothing to see before it is asked.
     def state_dict(self):
         return {}
 
@@ -529,7 +531,7 @@ def test_counts_are_finite_numbers_by_name(counts: Any) -> None:
 
 @pytest.mark.parametrize("counts", COUNTS)
 def test_so_are_those_of_a_labeler(counts: Any) -> None:
-    with pytest.raises(PluginError, match=r"labeler .*counts are .*they should be finite numbers"):
+    with pytest.raises(PluginError, match=r"counts are .*; they should be finite numbers"):
         ranked(lambda samples: Labels([0] * 7, None, counts), SAMPLES)
 
 
@@ -572,7 +574,7 @@ def test_ranks_need_not_count_the_same() -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert found == dict.fromkeys(range(3), {"reward/failed": 4.0, "reward/späte": 2.0})
+    assert [found[rank] for rank in range(3)] == [{"reward/failed": 4.0, "reward/späte": 2.0}] * 3
 
 
 def test_nan_is_fine_where_there_is_no_score_and_nowhere_else() -> None:
@@ -847,11 +849,30 @@ def test_best_of_n_reads_what_has_all_scores(
     block |= {"gold": gold, "split": "train", "samples_per_prompt": 16, "sampling": sampling}
     folder = run(one(tmp_path / "p", toy_model, {"best_of_n": block}), tmp_path / "run")
     points = json.loads((folder / "best_of_n.json").read_text())
-    assert [point["n"] for point in points] == [1.0, 2.0, 4.0, 8.0]  # as far as all prompts go
+    assert [point["n"] for point in points][:4] == [1.0, 2.0, 4.0, 8.0]
     assert all(math.isfinite(x) for point in points for x in point.values())
     for point in points:  # the two rewards agree, on what both have scored
         assert point["plain/proxy"] == pytest.approx(point["plain/gold"])
     assert sum(row["gold/failed"] for row in metrics(tmp_path / "run")) > 0
+
+
+def test_one_missing_score_costs_one_prompt_of_the_largest_n(
+    server: Server, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = itertools.count()
+    server.behave = lambda text, attempt: "500" if next(asked) == 5 else "answer"
+    gold = asking(server, tmp_path / "p", retries=0, on_error="drop")
+    block = {"use": "best_of_n", "proxies": {"plain": {"use": "python", "path": "reward.py"}}}
+    sampling = {"max_new_tokens": 6, "batch_size": 16}
+    block |= {"gold": gold, "split": "train", "samples_per_prompt": 8, "sampling": sampling}
+    path = one(tmp_path / "p", toy_model, {"best_of_n": block | {"most_prompts": 3}})
+    folder = run(path, tmp_path / "run")
+    points = json.loads((folder / "best_of_n.json").read_text())
+    assert [point["n"] for point in points] == [1.0, 2.0, 4.0, 8.0]
+    why = "prompts: fewer than n = 8 of the answers have all scores"
+    found = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["best_of_n"]
+    assert found["left_out"][why] == 1
+    assert f"left out 1 of 3 {why}" in capsys.readouterr().err
 
 
 def test_evaluate_compares_what_has_scores(server: Server, toy_model: Path, tmp_path: Path) -> None:
