@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlhf_kit.engine.foreign import first_call, foreign, in_words, untouched
+from rlhf_kit.engine.foreign import first_call, foreign, in_words, shape_of, untouched
 from rlhf_kit.errors import NumericsError, PluginError
 from rlhf_kit.interfaces import (
     CompositeReward,
@@ -43,8 +44,8 @@ class Scores(NamedTuple):
         return {f"{name}/{what}": count for what, count in self.counts.items()}
 
 
-def _checked(scores: Any, samples: Samples, name: object) -> Tensor:
-    """[B], or [B, R] with zeros in the padding."""
+def _shaped(scores: Any, samples: Samples, name: object) -> Tensor:
+    """[B] or [B, R] float32, where the samples are."""
     if not isinstance(scores, Tensor):
         try:
             scores = torch.as_tensor(scores, dtype=torch.float32)
@@ -58,9 +59,13 @@ def _checked(scores: Any, samples: Samples, name: object) -> Tensor:
             f"{name}: expected one score per response, shape [{len(samples)}], or per token, "
             f"{list(mask.shape)}; got {list(scores.shape)}"
         )
-    scores = scores.float().to(mask.device)
+    return scores.float().to(mask.device)
+
+
+def _checked(scores: Tensor, samples: Samples, name: object) -> Tensor:
+    """Finite, and 0 in the padding."""
     if scores.dim() > 1:
-        scores = torch.where(mask, scores, 0.0)
+        scores = torch.where(samples.response_mask, scores, 0.0)
     bad = (~torch.isfinite(scores)).nonzero().tolist()
     if bad:
         row, *token = bad[0]
@@ -72,20 +77,38 @@ def _checked(scores: Any, samples: Samples, name: object) -> Tensor:
     return scores
 
 
+def _counted(counts: Any, name: object) -> dict[str, float]:
+    """What a part has counted, by names."""
+    if not isinstance(counts, Mapping) or not all(map(_is_count, counts.items())):
+        raise PluginError(
+            f"{name}: counts are {in_words(counts)}; they should be finite numbers by their names"
+        )
+    return {key: float(count) for key, count in counts.items()}
+
+
+def _is_count(item: tuple[Any, Any]) -> bool:
+    key, count = item
+    return isinstance(key, str) and isinstance(count, Real) and math.isfinite(count)
+
+
 def _partial(found: Any, samples: Samples, name: object) -> PartialScores:
     """What a reward has returned, checked, and 0 where there is no score."""
     if not isinstance(found, PartialScores):
-        scores = _checked(found, samples, name)
+        scores = _checked(_shaped(found, samples, name), samples, name)
         return PartialScores(scores, scores.new_ones(len(samples), dtype=torch.bool))
     known = found.known
-    if known.dtype != torch.bool or known.shape != (len(samples),):
+    right = isinstance(known, Tensor) and known.dtype == torch.bool
+    if not right or known.shape != (len(samples),):
+        kind = f"{known.dtype}, " if isinstance(known, Tensor) else ""
         raise PluginError(
-            f"{name}: known is {known.dtype} of shape {list(known.shape)}; it should be bool, one "
-            f"per response, [{len(samples)}]"
+            f"{name}: known is {kind}{shape_of(known)}; it should be bool, one per response, "
+            f"[{len(samples)}]"
         )
-    there = known.view(-1, *[1] * (found.scores.dim() - 1)).to(found.scores.device)
-    scores = _checked(torch.where(there, found.scores, 0.0), samples, name)
-    return PartialScores(scores, known.to(scores.device), found.counts)
+    scores = _shaped(found.scores, samples, name)
+    known = known.to(scores.device)
+    there = known.view(-1, *[1] * (scores.dim() - 1))
+    scores = _checked(torch.where(there, scores, 0.0), samples, name)
+    return PartialScores(scores, known, _counted(found.counts, name))
 
 
 def combined(
@@ -203,7 +226,7 @@ def ranked(labeler: Labeler, samples: Samples) -> Labels:
         ranks, scores, counts = Labels(*found)
         ranks = [*ranks]
         scores = None if scores is None else [None if x is None else float(x) for x in scores]
-        counts = {str(key): float(count) for key, count in counts.items()}
+        counts = _counted(counts, who)
     whole = all(x is None or (isinstance(x, int) and not isinstance(x, bool)) for x in ranks)
     if len(ranks) != len(samples) or not whole or any(x is not None and x < 0 for x in ranks):
         raise PluginError(

@@ -52,6 +52,7 @@ class Rollout:
         values = [part.values for part in parts if part.values is not None]
         tokens = [part.token_scores for part in parts if part.token_scores is not None]
         known = [part.known for part in parts if part.known is not None]
+        counted = dict.fromkeys(name for part in parts for name in part.counts)
         return cls(
             Samples.join([part.samples for part in parts]),
             joined([part.logprobs for part in parts]),
@@ -61,7 +62,7 @@ class Rollout:
             {n: torch.cat([p.components[n] for p in parts]) for n in parts[0].components},
             joined(tokens) if tokens else None,
             torch.cat(known) if known else None,
-            {n: sum(p.counts[n] for p in parts) for n in parts[0].counts},
+            {n: sum(p.counts.get(n, 0.0) for p in parts) for n in counted},
         )
 
     def select(self, index: Tensor) -> Rollout:

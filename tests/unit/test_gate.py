@@ -27,6 +27,7 @@ from toys import prompts, respond
 
 from rlhf_kit.cli.main import main
 from rlhf_kit.errors import NumericsError
+from rlhf_kit.types import PartialScores
 
 CHECKS = ("reference", "sampled", "ratio", "reward", "padding", "end", "tokenizers", "repeatable")
 
@@ -379,6 +380,20 @@ def setup_of(context: Any, **changes: Any) -> Setup:
 
     setup = Setup(policy, reference, None, reward, context.tokenizer, samples, True, 2)
     return replace(setup, **changes)
+
+
+def test_what_has_no_score_is_not_said_to_have_passed(context_of: Any) -> None:
+    """A judge that drops everything leaves nothing to compare; the policy is compared still."""
+
+    def drops(seen: Any) -> PartialScores:
+        return PartialScores(torch.zeros(len(seen)), torch.zeros(len(seen), dtype=torch.bool))
+
+    found = {f.name: f for f in check_setup(setup_of(context_of("full"), reward=drops), ["end"])}
+    assert found["reward"].measured is found["repeatable/reward"].measured is None
+    assert str(found["reward"]).startswith("reward not checked: the reward has no score for any")
+    assert found["repeatable"].measured == 0.0
+    known = {f.name: f for f in check_setup(setup_of(context_of("full")), ["end"])}
+    assert known["reward"].measured == 0.0 and "repeatable/reward" not in known
 
 
 def test_what_is_not_finite_fails(context_of: Any) -> None:

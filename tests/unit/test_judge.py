@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import math
 import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,20 @@ import pytest
 import torch
 import yaml
 from rlhf_kit_policy_gradient.experience import with_scores
+from rlhf_kit_policy_gradient.report import reward_counts
+from rlhf_kit_rewards.calls import Calls, Late, Patience
 from safetensors.torch import load_file
 from toy_runs import metrics, one_stage, run
 from toys import COMMAND, environment, merged, toy_recipe_values, write_toy_recipe
 
 from rlhf_kit.components import Component
-from rlhf_kit.engine.scoring import score, try_out
+from rlhf_kit.content import Contents
+from rlhf_kit.engine.scoring import ranked, score, try_out
 from rlhf_kit.errors import NumericsError, PluginError, RecipeError
+from rlhf_kit.interfaces import Labels
 from rlhf_kit.plugins import load_plugins
 from rlhf_kit.recipe import open_recipe
+from rlhf_kit.recipe.identity import identity
 from rlhf_kit.registry import Registry
 from rlhf_kit.testing import build, check_reward, made_up_samples, part
 from rlhf_kit.types import PartialScores, Rollout
@@ -272,7 +280,9 @@ def test_ctrl_c_while_it_hangs(judge: Callable[..., Any], server: Server) -> Non
 
 
 MINE = """
+import time
 import rlhf_kit, torch
+from rlhf_kit.types import PartialScores
 
 class Counting:
     def __init__(self, options):
@@ -298,13 +308,45 @@ class Tokens(Counting):
     def __call__(self, samples):
         return torch.zeros(samples.response_mask.shape)
 
+class Slow(Counting):
+    def __call__(self, samples):
+        time.sleep(2.0)
+        return super().__call__(samples)
+
+class Empty(Counting):
+    # Stateful by its type, with nothing to see before it is asked.
+    def state_dict(self):
+        return {}
+
+class Rubric:
+    def __init__(self, options):
+        pass
+
+    def components(self, samples):
+        return {"polite": torch.ones(len(samples)), "short": torch.zeros(len(samples))}
+
+    def combine(self, components):
+        return sum(components.values())
+
+    def __call__(self, samples):
+        return self.combine(self.components(samples))
+
+class Spending:
+    def __init__(self, options):
+        pass
+
+    def __call__(self, samples):
+        known = torch.ones(len(samples), dtype=torch.bool)
+        return PartialScores(torch.zeros(len(samples)), known, {"cents": 2.0, "failed": 1.0})
+
 class Exhausted(Counting):
     def __call__(self, samples):
         raise MemoryError
 
 @rlhf_kit.hookimpl
 def rlhf_components():
-    for name in ("Counting", "Learned", "Tokens", "Exhausted"):
+    kinds = (Counting, Learned, Tokens, Exhausted, Slow, Empty, Rubric, Spending)
+    for name in (kind.__name__ for kind in kinds):
         yield rlhf_kit.Component("reward", name.lower(), f"{__name__}:{name}")
 """
 
@@ -319,7 +361,9 @@ def mine(tmp_path: Path) -> Registry:
     ("name", "options", "said"),
     [
         ("counting", {}, "keeps a state, which parallel calls would mix up; set parallel: 1"),
+        ("empty", {}, "keeps a state, which parallel calls would mix up; set parallel: 1"),
         ("learned", {"parallel": 1}, "computes with a model of this run"),
+        ("rubric", {}, "is made of several numbers, .*; put the judge inside"),
     ],
 )
 def test_what_is_no_judge_is_refused(
@@ -337,6 +381,79 @@ def test_a_state_goes_through(mine: Registry) -> None:
     other = build(of("judge"), reward=inner, parallel=1)
     other.load_state_dict(reward.state_dict())
     assert score(other, SAMPLES).total[0] == 8.0
+
+
+def test_a_late_call_of_what_keeps_a_state_ends_the_run(mine: Registry) -> None:
+    """It would still write to the state while the next call does."""
+    inner = part(mine.find("reward", "slow", "test", "test")[0])
+    late = {"timeout": 0.2, "parallel": 1, "backoff": 0.0, "on_error": "drop"}
+    begin = time.monotonic()
+    with pytest.raises(PluginError, match=r"no answer within 0.2 s; it keeps a state.*raise"):
+        score(build(of("judge"), reward=inner, **late), SAMPLES)
+    assert time.monotonic() - begin < 1.5
+
+
+def test_a_judge_in_a_judge_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    inner = part(of("judge"), reward=part(of("python"), path=tmp_path / "plain.py"))
+    with pytest.raises(RecipeError, match="'judge' waits already; name it without a judge"):
+        build(of("judge"), reward=inner)
+
+
+def test_what_the_reward_counts_goes_through(mine: Registry) -> None:
+    inner = part(mine.find("reward", "spending", "test", "test")[0])
+    found = score(build(of("judge"), reward=inner), SAMPLES)
+    own = dict.fromkeys(("retries", "timeouts", "errors", "failed"), 0.0)
+    assert found.counts == own | {"reward/cents": 14.0, "reward/failed": 7.0}
+
+
+def test_what_hangs_keeps_its_own_item_alone() -> None:
+    over = threading.Event()
+    hangs = [True, False, False]
+    items = [torch.tensor([i]) for i in range(3)]
+    kept = [weakref.ref(item) for item in items]
+    late = Late("test", False, 10)
+
+    def ask(item: torch.Tensor) -> int:
+        if hangs[int(item)]:
+            over.wait(20)
+        return int(item)
+
+    calls = Calls(ask, Patience(0.3, 0, 0.0, 3), late)
+    assert {x.which: x.value for x in calls.outcomes(items)} == {0: None, 1: 1, 2: 2}
+    del calls, items
+    for thread in threading.enumerate():  # those that are not late end any moment
+        if thread not in late.threads and thread.daemon and "_call" in thread.name:
+            thread.join(5)
+    gc.collect()
+    assert [ref() is not None for ref in kept] == [True, False, False]
+    over.set()
+
+
+def test_late_calls_are_bounded(judge: Callable[..., Any], server: Server) -> None:
+    reward = judge(retries=20, timeout=0.1, parallel=1, on_error="drop")
+    score(reward, SAMPLES.select(torch.arange(1)))
+    server.behave = lambda text, attempt: "hang"
+    before = sum(server.attempts.values())
+    with pytest.raises(PluginError, match=r"11 late calls are still running, more than 10 times"):
+        score(reward, SAMPLES)
+    assert sum(server.attempts.values()) - before <= 11
+
+
+@pytest.mark.parametrize("on_error", ["stop", "drop", "value"])
+def test_patience_is_part_of_a_result_that_depends_on_it(on_error: str, tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    inner = part(of("python"), path=tmp_path / "plain.py")
+
+    def means(**options: Any) -> dict[str, Any]:
+        value = {"error_value": 0.0} if on_error == "value" else {}
+        asked = part(of("judge"), reward=inner, on_error=on_error, **value, **options)
+        return identity(asked, Contents())
+
+    for option in ({"timeout": 5.0}, {"retries": 1}, {"backoff": 2.0}, {"parallel": 1}):
+        assert (means(**option) == means()) == (on_error == "stop"), option
+    if on_error != "stop":  # a run that it has stopped has no result yet
+        assert means(most_in_a_row=99) == means()
 
 
 def test_scores_of_tokens_are_not_a_judges(mine: Registry) -> None:
@@ -376,11 +493,88 @@ def test_what_stops_a_composite(judge: Callable[..., Any], server: Server, tmp_p
 
 
 @pytest.mark.parametrize(
-    "known", [torch.ones(7), torch.ones(6, dtype=torch.bool), torch.ones((7, 1), dtype=torch.bool)]
+    "known",
+    [
+        torch.ones(7),
+        torch.ones(6, dtype=torch.bool),
+        torch.ones((7, 1), dtype=torch.bool),
+        [True] * 7,
+    ],
 )
-def test_partial_scores_are_not_trusted(known: torch.Tensor) -> None:
+def test_partial_scores_are_not_trusted(known: Any) -> None:
     with pytest.raises(PluginError, match=r"reward: known is .*; it should be bool, one per"):
         score(lambda samples: PartialScores(torch.zeros(7), known), SAMPLES)
+
+
+@pytest.mark.parametrize("scores", [torch.tensor(1.0), torch.zeros(1), torch.zeros((7, 1)), 1.0])
+def test_partial_scores_are_one_per_response(scores: Any) -> None:
+    known = torch.ones(7, dtype=torch.bool)
+    with pytest.raises(NumericsError, match=r"reward: expected one score per response"):
+        score(lambda samples: PartialScores(scores, known), SAMPLES)
+
+
+def test_partial_scores_may_be_a_list_as_plain_ones_may() -> None:
+    known = torch.ones(7, dtype=torch.bool)
+    listed: Any = [1, 2, 3, 4, 5, 6, 7]
+    assert score(lambda _: PartialScores(listed, known), SAMPLES).total.tolist() == listed
+
+
+COUNTS = [None, {"x": "y"}, {"x": math.nan}, {1: 2.0}, [1.0]]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_counts_are_finite_numbers_by_name(counts: Any) -> None:
+    known = torch.ones(7, dtype=torch.bool)
+    with pytest.raises(PluginError, match=r"reward: counts are .*; they should be finite numbers"):
+        score(lambda samples: PartialScores(torch.zeros(7), known, counts), SAMPLES)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_so_are_those_of_a_labeler(counts: Any) -> None:
+    with pytest.raises(PluginError, match=r"counts are .*; they should be finite numbers"):
+        ranked(lambda samples: Labels([0] * 7, None, counts), SAMPLES)
+
+
+def test_chunks_need_not_count_the_same() -> None:
+    one = made_up_rollout([True, True], [0, 1])
+    parts = [replace(one, counts=x) for x in ({}, {"failed": 1.0}, {"failed": 2.0, "late": 1.0})]
+    assert Rollout.join(parts).counts == {"failed": 3.0, "late": 1.0}
+
+
+@dataclass
+class Threads:
+    """A world whose ranks are threads that wait for each other at every sum, as processes do."""
+
+    rank: int
+    size: int
+    barrier: threading.Barrier
+    given: list[torch.Tensor]
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        self.given[self.rank] = x
+        self.barrier.wait(10)
+        assert len({y.shape for y in self.given}) == 1
+        found = torch.stack(self.given).sum(0)
+        self.barrier.wait(10)
+        return found
+
+
+def test_ranks_need_not_count_the_same() -> None:
+    one = made_up_rollout([True, True], [0, 1])
+    counts: list[dict[str, float]] = [{}, {"failed": 1.0}, {"späte": 2.0, "failed": 3.0}]
+    given: list[torch.Tensor] = [torch.empty(0)] * 3
+    barrier, found = threading.Barrier(3), dict[int, dict[str, float]]()
+
+    def of_rank(rank: int) -> None:
+        world = Threads(rank, 3, barrier, given)
+        found[rank] = reward_counts(replace(one, counts=counts[rank]), world)
+
+    threads = [threading.Thread(target=of_rank, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [found[rank] for rank in range(3)] == [{"reward/failed": 4.0, "reward/späte": 2.0}] * 3
 
 
 def test_nan_is_fine_where_there_is_no_score_and_nowhere_else() -> None:
@@ -655,11 +849,30 @@ def test_best_of_n_reads_what_has_all_scores(
     block |= {"gold": gold, "split": "train", "samples_per_prompt": 16, "sampling": sampling}
     folder = run(one(tmp_path / "p", toy_model, {"best_of_n": block}), tmp_path / "run")
     points = json.loads((folder / "best_of_n.json").read_text())
-    assert [point["n"] for point in points] == [1.0, 2.0, 4.0, 8.0]  # as far as all prompts go
+    assert [point["n"] for point in points][:4] == [1.0, 2.0, 4.0, 8.0]
     assert all(math.isfinite(x) for point in points for x in point.values())
     for point in points:  # the two rewards agree, on what both have scored
         assert point["plain/proxy"] == pytest.approx(point["plain/gold"])
     assert sum(row["gold/failed"] for row in metrics(tmp_path / "run")) > 0
+
+
+def test_one_missing_score_costs_one_prompt_of_the_largest_n(
+    server: Server, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = itertools.count()
+    server.behave = lambda text, attempt: "500" if next(asked) == 5 else "answer"
+    gold = asking(server, tmp_path / "p", retries=0, on_error="drop")
+    block = {"use": "best_of_n", "proxies": {"plain": {"use": "python", "path": "reward.py"}}}
+    sampling = {"max_new_tokens": 6, "batch_size": 16}
+    block |= {"gold": gold, "split": "train", "samples_per_prompt": 8, "sampling": sampling}
+    path = one(tmp_path / "p", toy_model, {"best_of_n": block | {"most_prompts": 3}})
+    folder = run(path, tmp_path / "run")
+    points = json.loads((folder / "best_of_n.json").read_text())
+    assert [point["n"] for point in points] == [1.0, 2.0, 4.0, 8.0]
+    why = "prompts: fewer than n = 8 of the answers have all scores"
+    found = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["best_of_n"]
+    assert found["left_out"][why] == 1
+    assert f"left out 1 of 3 {why}" in capsys.readouterr().err
 
 
 def test_evaluate_compares_what_has_scores(server: Server, toy_model: Path, tmp_path: Path) -> None:

@@ -116,44 +116,48 @@ class BestOfN:
                 metrics |= {name: sum(known) / len(known)} if known else {}
             line = f"prompt {step + 1}/{len(self._prompts)}" if step % 10 == 9 else None
             run.end_step(step, metrics, line)
-        tables = self._tables(list(done), used := LeftOut())
+        curves = self.curves(self._tables(list(done)), used := LeftOut())
         used.tell(run)
-        curves = self.curves(tables)
         write_json(run.folder / "best_of_n.json", curves)
         return {"best_of_n": curves[-1], **(self._left_out | used).summary()}
 
     def _tables(
-        self, rows: Sequence[Mapping[str, Sequence[float | None]]], left_out: LeftOut
+        self, rows: Sequence[Mapping[str, Sequence[float | None]]]
     ) -> list[dict[str, Tensor]]:
-        """Of each prompt the scores [1, samples] of the answers that have all, name by name.
-
-        A prompt that has few goes: the smallest number of answers is how far n can be read.
-        """
+        """Of each prompt the scores [1, samples] of the answers that have all, name by name."""
         found = []
         for row in rows:
             answers = zip(*row.values(), strict=True)
             whole = [scores for scores in answers if None not in scores]
-            if 2 * len(whole) >= self._options.samples_per_prompt:
-                found.append(dict(zip(row, torch.tensor(whole).T[:, None], strict=True)))
-        lost = len(rows) - len(found)
-        left_out.note(lost, len(rows), "prompts", "fewer than half of the answers have all scores")
-        if not found:
-            raise PluginError("of no prompt has half of the answers all scores; nothing to compare")
+            table = torch.tensor(whole).view(-1, len(row)).T[:, None]
+            found.append(dict(zip(row, table, strict=True)))
+        if not any(table["gold"].numel() for table in found):
+            raise PluginError("no answer to any prompt has all scores; nothing to compare")
         return found
 
-    def curves(self, tables: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+    def curves(
+        self, tables: Sequence[Mapping[str, Tensor]], left_out: LeftOut
+    ) -> list[dict[str, float]]:
         """For n = 1, 2, 4, ...: ``kl`` in nats, and of each proxy ``name/proxy``, ``name/gold``.
 
-        Means over the prompts, of each of which there is a table: name -> [1, samples].
+        Means over the prompts, of each of which there is a table: name -> [1, samples]; at each n
+        over those with so many answers. There is no point where no prompt has.
         """
         found = []
-        n, most = 1, min(table["gold"].shape[1] for table in tables)
-        while n <= most:
-            point = {"n": float(n), "kl": best_of_n_kl(n)}
-            for name in self._proxies:
-                each = [best_of_n(table[name], table["gold"], n) for table in tables]
-                proxy, gold = (sum(scores) / len(each) for scores in zip(*each, strict=True))
-                point |= {f"{name}/proxy": proxy, f"{name}/gold": gold}
-            found.append(point)
+        n = 1
+        while n <= self._options.samples_per_prompt:
+            enough = [table for table in tables if table["gold"].shape[1] >= n]
+            why = f"fewer than n = {n} of the answers have all scores"
+            left_out.note(len(tables) - len(enough), len(tables), "prompts", why)
+            if enough:
+                found.append(self._point(enough, n))
             n *= 2
         return found
+
+    def _point(self, tables: Sequence[Mapping[str, Tensor]], n: int) -> dict[str, float]:
+        point = {"n": float(n), "kl": best_of_n_kl(n)}
+        for name in self._proxies:
+            each = [best_of_n(table[name], table["gold"], n) for table in tables]
+            proxy, gold = (sum(scores) / len(each) for scores in zip(*each, strict=True))
+            point |= {f"{name}/proxy": proxy, f"{name}/gold": gold}
+        return point

@@ -30,24 +30,36 @@ from rlhf_kit.types import PolicyOutput, Samples
 from rlhf_kit.types.shapes import joined
 from rlhf_kit_policy_gradient.parts import values_of
 
+NO_SCORES = "the reward has no score for any of these responses each time"
+
 
 @dataclass(frozen=True)
 class Finding:
     """One check: what was measured, what is allowed, and what a failure means."""
 
     name: str
-    measured: float
+    measured: float | None  # None: there was nothing to compare, and nothing is judged
     allowed: float | None  # None: told, not judged
     meaning: str
     at_least: bool = False  # the bound is from below
 
     @property
     def holds(self) -> bool:
-        if self.allowed is None:
+        if self.allowed is None or self.measured is None:
             return True
         if self.at_least:
             return self.measured >= self.allowed
         return self.measured <= self.allowed  # False for NaN
+
+    @property
+    def failure(self) -> str:
+        bound = f"at {'least' if self.at_least else 'most'} {self.allowed:.3g}"
+        return f"{self.name}: {self.measured:.3g}, should be {bound}: {self.meaning}"
+
+    def __str__(self) -> str:
+        if self.measured is None:
+            return f"{self.name} not checked: {self.meaning}"
+        return f"{self.name} {self.measured:.2g}"
 
 
 @dataclass(frozen=True)
@@ -69,11 +81,7 @@ def check_setup(setup: Setup, skip: list[str]) -> list[Finding]:
     found = [finding for check in _CHECKS if check not in skip for finding in _CHECKS[check](setup)]
     failed = [f for f in found if not f.holds]
     if failed:
-        lines = [
-            f"{f.name}: {f.measured:.3g}, should be {'at least' if f.at_least else 'at most'} "
-            f"{f.allowed:.3g}: {f.meaning}"
-            for f in failed
-        ]
+        lines = [f.failure for f in failed]
         raise NumericsError(
             "the gate before the first update stopped the run; nothing was trained. "
             + "; ".join(lines)
@@ -175,6 +183,9 @@ def _reward(setup: Setup) -> Iterator[Finding]:
         alone = torch.cat([found.total for found in apart])
         padded = score(setup.reward, widened(setup.samples))
         known = known & torch.cat([found.known for found in apart]) & padded.known
+        if not known.any():
+            yield Finding("reward", None, None, NO_SCORES)
+            return
         gap = max(_rounded_gap(states, whole, x, known) for x in (alone, padded.total))
     except RlhfKitError as error:  # such as a deviation of one score
         gap, why = math.inf, f"{why}: {error}"
@@ -267,9 +278,12 @@ def _repeatable(setup: Setup) -> Iterator[Finding]:
         outs = [_numbers(setup) for _ in range(2)]
     gap = max(_gap(a, b, setup.samples.response_mask) for a, b in zip(*outs, strict=True))
     first, second = (score(setup.reward, setup.samples) for _ in range(2))
+    known = first.known & second.known
+    if not known.any():
+        yield Finding("repeatable/reward", None, None, NO_SCORES)
     yield Finding(
         "repeatable",
-        max(gap, _gap(first.total, second.total, first.known & second.known)),
+        max(gap, _gap(first.total, second.total, known)),
         _bound(setup.policy.evaluate(setup.samples)) / 10,
         "the same call twice gives other numbers: dropout is on, or a reward is random",
     )

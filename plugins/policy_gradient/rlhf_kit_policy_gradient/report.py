@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -14,10 +15,22 @@ from rlhf_kit.types import Advantages, Experience, Rollout
 
 def reward_counts(rollout: Rollout, world: World) -> dict[str, float]:
     """What the reward counts, over all processes: ``reward/retries``, and whatever it names."""
-    return {
-        f"reward/{name}": float(world.sum(torch.tensor(count)))
-        for name, count in rollout.counts.items()
-    }
+    names = _everywhere(rollout.counts, world)
+    own = torch.tensor([rollout.counts.get(name, 0.0) for name in names])
+    return {f"reward/{n}": x for n, x in zip(names, world.sum(own).tolist(), strict=True)}
+
+
+def _everywhere(names: Iterable[str], world: World) -> list[str]:
+    """The names of all processes: one may have counted what another has not met."""
+    own = torch.tensor(list(json.dumps(list(names)).encode()))
+    sizes = torch.zeros(world.size, dtype=own.dtype)
+    sizes[world.rank] = len(own)
+    sizes = world.sum(sizes)
+    texts = torch.zeros((world.size, int(sizes.max())), dtype=own.dtype)
+    texts[world.rank, : len(own)] = own
+    rows = zip(world.sum(texts).tolist(), sizes.tolist(), strict=True)
+    found = [json.loads(bytes(text[:size])) for text, size in rows]
+    return list(dict.fromkeys(name for each in found for name in each))
 
 
 def step_metrics(

@@ -188,7 +188,7 @@ class PPOPtxStage:
         for name, part in touched.items():
             part.load_state_dict(before[name])
         write_json(run.folder / "gate.json", {f.name: [f.measured, f.allowed] for f in found})
-        run.say("gate  " + "  ".join(f"{f.name} {f.measured:.2g}" for f in found))
+        run.say("gate  " + "  ".join(map(str, found)))
 
     def _both(self, algorithm: PPOPtx, run: StageRun, ema: WeightAverage) -> dict[str, Any]:
         """Score and KL of the averaged weights and of the last ones, on the same prompts."""

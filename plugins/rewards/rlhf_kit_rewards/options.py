@@ -97,6 +97,12 @@ class JudgeOptions(Options):
         "judge is down",
     )
 
+    def effect(self, name: str) -> str:
+        # With them which responses are given up changes, unless the first one stops the run.
+        if self.on_error != "stop" and name in ("timeout", "retries", "backoff", "parallel"):
+            return "identity"
+        return super().effect(name)
+
     def idle(self) -> Mapping[str, str]:
         unread: dict[str, str] = {}
         if self.on_error != "value":
