@@ -121,7 +121,8 @@ def _misfits(built: object, name: str, declared: Any) -> Iterator[str]:
         yield f"has a {name} that is {type(method).__name__}; it should be a method"
         return
     try:
-        signature = inspect.signature(method)
+        # A wrapper that gives an argument itself has the parameters that count.
+        signature = inspect.signature(method, follow_wrapped=False)
     except (TypeError, ValueError):
         return  # written in C: not known
     asked = list(inspect.signature(declared).parameters.values())[1:]

@@ -94,7 +94,7 @@ class Contents:
 
     def _file(self, name: str, beside: Path | None = None) -> Path | None:
         if beside is not None:
-            found = _in_folder(beside, name.split("."))
+            found = in_folder(beside, name.split("."))
             if found is not None:
                 return found
         if name not in self._found:
@@ -131,9 +131,10 @@ class Contents:
             installed: set[str] = set()
             for other in _imports(name, file):
                 top = other.partition(".")[0]
-                if top in sys.stdlib_module_names:
+                # First, since `from .types import x` is said like that too.
+                here = beside is not None and in_folder(beside, [top]) is not None
+                if top in sys.stdlib_module_names and not here:
                     continue
-                here = beside is not None and _in_folder(beside, [top]) is not None
                 brought = None if here or top in (own, _HERE) else _installed(top)
                 if brought is not None:
                     installed |= {brought} - {""}
@@ -161,10 +162,10 @@ def module_file(name: str) -> Path | None:
     if not rest:
         return Path(spec.origin) if spec.has_location and spec.origin else None
     places = spec.submodule_search_locations or ()
-    return next(filter(None, (_in_folder(Path(place), rest) for place in places)), None)
+    return next(filter(None, (in_folder(Path(place), rest) for place in places)), None)
 
 
-def _in_folder(folder: Path, names: Sequence[str]) -> Path | None:
+def in_folder(folder: Path, names: Sequence[str]) -> Path | None:
     """The file of a module below a folder that is on the path, or is a package."""
     path = folder.joinpath(*names)
     for file in (path / "__init__.py", path.with_name(path.name + ".py")):

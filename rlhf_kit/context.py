@@ -16,7 +16,7 @@ from rlhf_kit.components import Part, StageRef
 from rlhf_kit.conforming import refuse_unlike_seam
 from rlhf_kit.content import Contents
 from rlhf_kit.engine.foreign import foreign
-from rlhf_kit.engine.guarded import GuardedData, GuardedEngine, GuardedMemory, GuardedSource
+from rlhf_kit.engine.guarded import GuardedEngine, GuardedMemory, GuardedSource, guarded_data
 from rlhf_kit.errors import PluginError, RlhfKitError
 from rlhf_kit.integrity import check_artifact
 from rlhf_kit.interfaces import (
@@ -133,7 +133,7 @@ class RunContext:
     def data(self, part: Part, context: StageContext) -> DataSource:
         """Data sources are shared: the same block is read once."""
         if part.key not in self._data:
-            self._data[part.key] = GuardedData(construct(part, context))
+            self._data[part.key] = guarded_data(construct(part, context))
         return self._data[part.key]
 
     def artifact(self, ref: StageRef) -> Path:

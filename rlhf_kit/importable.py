@@ -13,26 +13,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
-# A file that says one of these may change what can be imported, or which names it has.
-_OWN_WAYS = ("sys.path", "sys.modules", "meta_path", "__path__", "addsitedir")
-_OWN_NAMES = ("globals(", "exec(", "setattr(", "__dict__", "def __getattr__", "import *")
+from rlhf_kit.content import in_folder
+
+# A file with one of these words in its code may change what can be imported.
+_OWN_WAYS = {"sys.path", "sys.modules", "meta_path", "path_hooks", "__path__", "addsitedir"}
+# And with one of these, which names it has.
+_OWN_NAMES = {"globals", "vars", "locals", "f_globals", "f_locals", "exec", "setattr"}
+_OWN_NAMES |= {"sys.modules", "__dict__", "__getattr__", "*"}
+
+_FILE = "<file>"  # the package that a file is to itself; nothing that is imported is called so
 
 
 @dataclass(frozen=True)
 class Source:
     """A Python file that was read and parsed, or why it could not be."""
 
-    text: str = ""
     tree: ast.Module | None = None
     wrong: str = ""
+    words: frozenset[str] = frozenset()
+    """Every name and attribute that its code speaks of, and those that it binds."""
 
 
 def why_no_attribute(module: str, attribute: str) -> str | None:
     """Why ``from module import attribute`` would fail; None where nothing is known against it."""
-    loaded = sys.modules.get(module)
-    if loaded is not None:
+    if module in sys.modules:
+        loaded = sys.modules[module]
+        if type(loaded) is not ModuleType:  # such as one that imports what is asked of it
+            return None
         there = attribute in vars(loaded) or "__getattr__" in vars(loaded)
         return None if there else _no_attribute(module, attribute)
     try:
@@ -46,37 +57,46 @@ def why_no_attribute(module: str, attribute: str) -> str | None:
     return why_no_import(file, package) or why_no_name(file, attribute, module)
 
 
-def why_no_import(file: Path, package: str = "") -> str | None:
+def why_no_import(file: Path, package: str = _FILE) -> str | None:
     """Why a Python file could not be imported: not Python, or a module that it needs is missing.
 
     Only imports are looked at that nothing stands around, and what they import of the same
-    ``package``, or of the same folder where there is none.
+    ``package``; by default the file is a package to itself, of what lies beside it.
     """
+    top = package.partition(".")[0]
+    root = spec_from_file_location(_FILE, file, submodule_search_locations=[str(file.parent)])
     seen: set[Path] = set()
-    todo = [(file, package)]
+    todo, missing = [(file, package)], list[str]()
     while todo:
         file, package = todo.pop()
         seen.add(file)
         source = _read(file)
         if source.tree is None:
-            return source.wrong
-        if any(way in source.text for way in _OWN_WAYS):
+            missing.append(source.wrong)
             continue
+        if source.words & _OWN_WAYS:
+            return None  # of what any of them imports
         for name in _needed(source.tree, package):
-            if not package and (beside := _beside(file, name)) is not None:
-                todo += [(beside, "")] if beside not in seen else []
-                continue
             try:
-                spec = _found(name)
+                spec = _found(name, root)
             except ModuleNotFoundError as error:
-                return f"ModuleNotFoundError: {error} ({file.name})"
-            own = package and name.partition(".")[0] == package.partition(".")[0]
-            if own and spec is not None and spec.origin and spec.origin.endswith(".py"):
-                inner = spec.submodule_search_locations is not None
-                place = Path(spec.origin)
-                if place not in seen:
-                    todo.append((place, name if inner else name.rpartition(".")[0]))
-    return None
+                dotless = why_without_dot(file, name) if top == _FILE else None
+                missing.append(dotless or f"ModuleNotFoundError: {error} ({file.name})")
+                continue
+            if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+                continue
+            place, inner = Path(spec.origin), spec.submodule_search_locations is not None
+            own = name.partition(".")[0] == top or (not top and place.parent == file.parent)
+            if own and place not in seen:
+                todo.append((place, name if inner else name.rpartition(".")[0]))
+    return missing[0].replace(f"{_FILE}.", ".") if missing else None
+
+
+def why_without_dot(file: Path, name: str) -> str | None:
+    """What to say where ``file`` cannot import ``name``, which lies beside it; None: it does not."""
+    if in_folder(file.parent, name.split(".")) is None:
+        return None
+    return f"imports {name!r}, which lies beside it; write `from .{name} import ...`, with a dot"
 
 
 def why_no_name(file: Path, name: str, module: str = "") -> str | None:
@@ -84,7 +104,7 @@ def why_no_name(file: Path, name: str, module: str = "") -> str | None:
     source = _read(file)
     if source.tree is None:
         return source.wrong
-    if any(way in source.text for way in _OWN_NAMES) or name in _bound(source.tree):
+    if source.words & _OWN_NAMES or name in _bound(source.tree):
         return None
     return _no_attribute(module, name)
 
@@ -130,8 +150,8 @@ def _read(file: Path) -> Source:
 @lru_cache(maxsize=1024)
 def _parsed(file: Path, modified: int, size: int) -> Source:
     try:
-        content = file.read_bytes()
-        return Source(content.decode("utf-8", "replace"), ast.parse(content, file.name))
+        tree = ast.parse(file.read_bytes(), file.name)
+        return Source(tree, words=frozenset(_words(tree)))
     except SyntaxError as error:
         line = f" ({file.name}:{error.lineno})" if error.lineno else ""
         return Source(wrong=f"SyntaxError: {error.msg}{line}")
@@ -141,17 +161,21 @@ def _parsed(file: Path, modified: int, size: int) -> Source:
         return Source(wrong=f"{type(error).__name__}: {error.strerror or error}")
 
 
-def _found(module: str) -> ModuleSpec | None:
+def _found(module: str, root: ModuleSpec | None = None) -> ModuleSpec | None:
     """Where a module is, without importing the packages around it; None: that cannot be told.
+
+    Args:
+        root: a package that is not on the path.
 
     Raises:
         ModuleNotFoundError: it is nowhere.
     """
     if module in sys.modules:
-        return vars(sys.modules[module]).get("__spec__")
+        return _spec_of(sys.modules[module])
     top, *rest = module.split(".")
     try:
-        spec = importlib.util.find_spec(top)
+        own = root is not None and root.name == top
+        spec = root if own else importlib.util.find_spec(top)
     except (ImportError, ValueError):  # such as a module without a __spec__
         return None
     if spec is None:
@@ -159,7 +183,9 @@ def _found(module: str) -> ModuleSpec | None:
     for depth, _ in enumerate(rest, start=2):
         parent, name = spec, ".".join(module.split(".")[:depth])
         if name in sys.modules:
-            spec = vars(sys.modules[name]).get("__spec__")
+            spec = _spec_of(sys.modules[name])
+            if spec is None:
+                return None
         else:
             places = parent.submodule_search_locations
             spec = None if places is None else PathFinder.find_spec(name, places)
@@ -170,18 +196,15 @@ def _found(module: str) -> ModuleSpec | None:
     return spec
 
 
+def _spec_of(module: object) -> ModuleSpec | None:
+    """None of what only stands in the place of a module."""
+    return vars(module).get("__spec__") if isinstance(module, ModuleType) else None
+
+
 def _goes_own_ways(spec: ModuleSpec) -> bool:
     if spec.origin is None or not spec.origin.endswith(".py"):
         return True
-    source = _read(Path(spec.origin))
-    return any(way in source.text for way in (*_OWN_WAYS, *_OWN_NAMES))
-
-
-def _beside(file: Path, name: str) -> Path | None:
-    """The file of a module in the folder of ``file``."""
-    path = file.parent.joinpath(*name.split("."))
-    places = (path / "__init__.py", path.with_name(path.name + ".py"))
-    return next((place for place in places if place.is_file()), None)
+    return bool(_read(Path(spec.origin)).words & (_OWN_WAYS | _OWN_NAMES))
 
 
 def _needed(tree: ast.Module, package: str) -> Iterator[str]:
@@ -197,6 +220,23 @@ def _needed(tree: ast.Module, package: str) -> Iterator[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             if base:
                 yield base
+
+
+def _words(tree: ast.Module) -> Iterator[str]:
+    yield from _bound(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+            if isinstance(node.value, ast.Name) and node.value.id == "sys":
+                yield f"sys.{node.attr}"
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield from (alias.name, f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Import):
+            if any(alias.name == "sys" and alias.asname for alias in node.names):
+                yield from ("sys.path", "sys.modules")
 
 
 def _bound(tree: ast.Module) -> set[str]:

@@ -20,7 +20,9 @@ import pluggy
 
 from rlhf_kit import hookspecs
 from rlhf_kit.components import Component, Options
+from rlhf_kit.content import in_folder
 from rlhf_kit.errors import PluginError, did_you_mean
+from rlhf_kit.importable import why_without_dot
 
 _HOW_TO = "write a `@rlhf_kit.hookimpl def rlhf_components()` that returns its components"
 
@@ -90,7 +92,7 @@ def load_plugins(
         _load(loaded, Plugin(entry.name, _package(entry), version), entry.load)
     unique = {Path(file).resolve(): Path(file) for file in files}
     for path, given in unique.items():
-        _load(loaded, Plugin(str(given), path.stem, file=path), lambda path=path: _import(path))
+        _load(loaded, Plugin(str(given), path.stem, file=path), lambda path=path: import_file(path))
     return loaded
 
 
@@ -171,35 +173,34 @@ def _checked(item: Any) -> Component:
     return item
 
 
-def _import(path: Path) -> ModuleType:
-    """Import one file under a name that no other module has.
+def import_file(path: Path, prefix: str = "rlhf_kit_file") -> ModuleType:
+    """Import one file anew, under a name that no other module has.
 
     It is a package to itself, so that it can use a file beside it: ``from .helper import thing``.
     """
-    name = f"rlhf_kit_file_{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
+    name = f"{prefix}_{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
     beside, spec = [str(path.parent)], None
     if path.suffix == ".py":
         spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=beside)
     if spec is None or spec.loader is None:
-        raise PluginError("is not a Python file; a plugin file's name should end in .py")
+        raise PluginError("is not a Python file; its name should end in .py")
     module = importlib.util.module_from_spec(spec)
+    _forget(name)
     sys.modules[name] = module  # before it runs: dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
-        for made in [other for other in sys.modules if other.partition(".")[0] == name]:
-            del sys.modules[made]
-        if isinstance(error, ModuleNotFoundError) and _beside(path, str(error.name)):
-            raise PluginError(
-                f"imports {error.name!r}, which lies beside it; write `from .{error.name} import "
-                "...`, with a dot"
-            ) from error
+        _forget(name)
+        dotless = isinstance(error, ModuleNotFoundError) and why_without_dot(path, str(error.name))
+        if dotless:
+            raise PluginError(dotless) from error
         raise
     return module
 
 
-def _beside(path: Path, name: str) -> bool:
-    return path.with_name(f"{name}.py").is_file()
+def _forget(package: str) -> None:
+    for name in [other for other in sys.modules if other.partition(".")[0] == package]:
+        del sys.modules[name]
 
 
 def _own_target(component: Component, module: ModuleType, path: Path) -> Component:
@@ -210,7 +211,7 @@ def _own_target(component: Component, module: ModuleType, path: Path) -> Compone
     where, _, attribute = component.target.partition(":")
     if where == path.stem:
         return replace(component, target=f"{module.__name__}:{attribute}")
-    if _beside(path, where):
+    if in_folder(path.parent, where.split(".")) is not None:
         return replace(component, target=f"{module.__name__}.{where}:{attribute}")
     return component
 

@@ -6,7 +6,7 @@ Each is called a few times in a stage or once in a step, so that a guard costs n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import (
     Critic,
     DataSource,
+    DropsRows,
     Engine,
     Memory,
     ModelSource,
@@ -65,7 +66,7 @@ class GuardedSource(_Guarded):
         who = Whose(self._inner, "model", "fingerprint()")
         with foreign(who):
             found = self._inner.fingerprint()
-            json.dumps(found)
+            json.dumps(found, default=str)  # as it will be hashed
         if not isinstance(found, dict):
             raise PluginError(f"{who} returned {type(found).__name__}; it should return a dict")
         return found
@@ -165,7 +166,7 @@ class GuardedEngine(_Guarded):
 
 
 class GuardedData(_Guarded):
-    """Implements rlhf_kit.interfaces.DataSource, and DropsRows where the source does."""
+    """Implements rlhf_kit.interfaces.DataSource; see also :func:`guarded_data`."""
 
     _inner: DataSource
 
@@ -197,3 +198,19 @@ class GuardedData(_Guarded):
 
     def _who(self, what: str) -> Whose:
         return Whose(self._inner, "data", what)
+
+
+class _GuardedDropping(GuardedData):
+    """Implements rlhf_kit.interfaces.DropsRows too."""
+
+    _inner: Any
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        with foreign(self._who("dropped")):
+            return dict(self._inner.dropped)
+
+
+def guarded_data(source: DataSource) -> GuardedData:
+    """A guard that is a DropsRows where the source is: its class says so, as Python asks classes."""
+    return (_GuardedDropping if isinstance(source, DropsRows) else GuardedData)(source)

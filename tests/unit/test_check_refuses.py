@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -48,7 +50,15 @@ def test_a_target(target: str, why: str | None) -> None:
         ("import json\nfrom os import path\n", None),
         ("import no_such\n", "ModuleNotFoundError: No module named 'no_such' (file.py)"),
         ("from no_such.inner import x\n", "ModuleNotFoundError: No module named 'no_such'"),
-        ("import beside\n", "ModuleNotFoundError: No module named 'no_such_either' (beside.py)"),
+        (
+            "from .beside import x\n",
+            "ModuleNotFoundError: No module named 'no_such_either' (beside.py)",
+        ),
+        ("import beside\n", "imports 'beside', which lies beside it; write `from .beside import"),
+        ("from .nowhere import x\n", "ModuleNotFoundError: No module named '.nowhere' (file.py)"),
+        ("from .puts_a_path import x\nimport no_such\n", None),
+        ("from sys import path\npath.append('x')\nimport no_such\n", None),
+        ("import sys as s\ns.path.append('x')\nimport no_such\n", None),
         ("try:\n    import no_such\nexcept ImportError: ...\n", None),
         ("if False:\n    import no_such\n", None),
         ("def f():\n    import no_such\n", None),
@@ -59,6 +69,7 @@ def test_a_target(target: str, why: str | None) -> None:
 )
 def test_a_file(source: str, why: str | None, tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("import no_such_either\n")
+    (tmp_path / "puts_a_path.py").write_text("import sys\nsys.path.append('x')\n")
     file = tmp_path / "file.py"
     file.write_text(source)
     found = why_no_import(file)
@@ -79,6 +90,13 @@ def test_a_file(source: str, why: str | None, tmp_path: Path) -> None:
         ("globals()['f'] = 1\n", True),
         ("from x import *\n", True),
         ("def __getattr__(name): ...\n", True),
+        ("__getattr__, __dir__, __all__ = lazy.attach(__name__, ['x'])\n", True),
+        ("from x import __getattr__\n", True),
+        ("from sys import modules\nmodules[__name__].f = 1\n", True),
+        ("import sys\nsys.modules[__name__].f = 1\n", True),
+        ("vars()['f'] = 1\n", True),
+        ("locals().update(f=1)\n", True),
+        ("'vars() and globals() in a text'\n", False),
         ("def g(): ...\n", False),
         ("'f'\n", False),
     ],
@@ -87,6 +105,51 @@ def test_a_name(source: str, there: bool, tmp_path: Path) -> None:
     file = tmp_path / "file.py"
     file.write_text(source)
     assert (why_no_name(file, "f") is None) == there
+
+
+def test_a_loaded_module_that_finds_its_names_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> str:
+            raise AssertionError("check imports nothing")
+
+    monkeypatch.setitem(sys.modules, "lazy_one", Lazy("lazy_one"))
+    assert why_no_attribute("lazy_one", "Thing") is None
+    monkeypatch.setitem(sys.modules, "no_module", object())
+    monkeypatch.setitem(sys.modules, "halted", None)
+    for module in ("no_module", "no_module.inner", "halted"):
+        assert why_no_attribute(module, "Thing") is None
+
+
+REWARD = "\n\ndef reward(responses):\n    return [float(len(x) % K) for x in responses]\n"
+
+
+def test_a_reward_file_that_uses_a_file_beside_it(toy_model: Path, tmp_path: Path) -> None:
+    source = "from .statistics import K" + REWARD
+    recipe = one_stage(tmp_path / "project", toy_model, reward=source, steps=1)
+    beside = recipe.parent / "statistics.py"  # also the name of a module of Python's
+    beside.write_text("K = 5\n")
+    assert CliRunner().invoke(main, ["check", str(recipe)]).exit_code == 0
+    run(recipe, tmp_path / "out")
+
+    def fingerprint() -> str:
+        return str(json.loads((tmp_path / "out/stages/ppo/stage.json").read_text())["fingerprint"])
+
+    before = fingerprint()
+    beside.write_text("K = 7\n")
+    run(recipe, tmp_path / "out")
+    assert fingerprint() != before
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_reward_file_that_forgets_the_dot(verb: str, toy_model: Path, tmp_path: Path) -> None:
+    source = "from helper_of_it import K" + REWARD
+    recipe = one_stage(tmp_path / "project", toy_model, reward=source, steps=1)
+    (recipe.parent / "helper_of_it.py").write_text("K = 5\n")
+    words = [verb, str(recipe)] + (["--out", str(tmp_path / "out")] if verb == "run" else [])
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    says = "imports 'helper_of_it', which lies beside it; write `from .helper_of_it import ...`"
+    assert says in result.stderr
 
 
 def test_the_parameters_of_a_function(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.errors import PluginError
-from rlhf_kit.plugins import one_line
+from rlhf_kit.plugins import import_file, one_line
 from rlhf_kit.types import Samples, asked
 from rlhf_kit_rewards.options import OFFERED, PythonOptions, unoffered
 
@@ -66,13 +65,7 @@ def _module(options: PythonOptions) -> ModuleType:
     try:
         if options.module is not None:
             return importlib.import_module(options.module)
-        path = Path(str(options.path))
-        spec = importlib.util.spec_from_file_location(f"rlhf_kit_reward_{path.stem}", path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise ImportError("no such Python file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return import_file(Path(str(options.path)), "rlhf_kit_reward")
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"reward: cannot import {options.path or options.module}: {one_line(error)}"
