@@ -93,7 +93,7 @@ def why_no_import(file: Path, package: str = _FILE) -> str | None:
 
 
 def why_without_dot(file: Path, name: str) -> str | None:
-    """What to say where ``file`` cannot import ``name``, which lies beside it; None: it does not."""
+    """Why ``file`` cannot import ``name`` where that lies beside it; None where it does not."""
     if in_folder(file.parent, name.split(".")) is None:
         return None
     return f"imports {name!r}, which lies beside it; write `from .{name} import ...`, with a dot"
@@ -234,9 +234,10 @@ def _words(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 yield from (alias.name, f"{node.module}.{alias.name}")
-        elif isinstance(node, ast.Import):
-            if any(alias.name == "sys" and alias.asname for alias in node.names):
-                yield from ("sys.path", "sys.modules")
+        elif isinstance(node, ast.Import) and any(
+            alias.name == "sys" and alias.asname for alias in node.names
+        ):
+            yield from ("sys.path", "sys.modules")
 
 
 def _bound(tree: ast.Module) -> set[str]:

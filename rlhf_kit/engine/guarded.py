@@ -212,5 +212,5 @@ class _GuardedDropping(GuardedData):
 
 
 def guarded_data(source: DataSource) -> GuardedData:
-    """A guard that is a DropsRows where the source is: its class says so, as Python asks classes."""
+    """A guard that is a DropsRows where the source is: by its class, which is what Python asks."""
     return (_GuardedDropping if isinstance(source, DropsRows) else GuardedData)(source)

@@ -13,6 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from rlhf_kit.components import Options
 from rlhf_kit.errors import PluginError
 from rlhf_kit.interfaces import Stateful
 
@@ -20,8 +21,8 @@ from rlhf_kit.interfaces import Stateful
 _COPIED = 2**20
 
 _PLAIN = (str, int, float, bool, type(None), torch.dtype, torch.device)
-# What belongs to others, and has figures of its own.
-_OTHERS = (type, ModuleType, FunctionType)
+# What does not change, or belongs to others.
+_OTHERS = (Options, type, ModuleType, FunctionType)
 _OTHERS_FROM = {"rlhf_kit", "torch", "logging", "threading"}
 
 

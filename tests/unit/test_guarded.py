@@ -26,7 +26,9 @@ class Rows:
 
 
 class Dropping(Rows):
-    dropped = {"too long": 3}
+    @property
+    def dropped(self) -> dict[str, int]:
+        return {"too long": 3}
 
 
 def test_data_that_drop_rows_say_so_by_their_class() -> None:
