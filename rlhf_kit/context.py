@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +34,7 @@ from rlhf_kit.interfaces import (
     Tokenizer,
     World,
 )
-from rlhf_kit.origins import named, remember
+from rlhf_kit.origins import Kept, named, remember
 from rlhf_kit.plugins import one_line
 from rlhf_kit.recipe import Recipe, StageBlock, plain
 from rlhf_kit.recipe.agreement import loaded_refs
@@ -95,6 +97,7 @@ class RunContext:
         self._pairs: dict[str, ModelAndMemory] = {}
         self._checked: set[Path] = set()
         self._todo: set[str | None] = set()
+        self._kept: dict[str | None, Kept] = defaultdict(Kept)
         self.model_and_memory(None)
 
     def model_and_memory(self, stage: str | None) -> ModelAndMemory:
@@ -102,14 +105,26 @@ class RunContext:
         model, memory = self.recipe.model_and_memory(stage)
         key = _meaning(model)
         if key not in self._sources:
-            self._sources[key] = GuardedSource(construct(model, None))
+            with self._kept[None]:
+                self._sources[key] = GuardedSource(construct(model, None))
         found = ModelAndMemory(model, memory, self._sources[key])
         return self._pairs.setdefault(found.key, found)
 
     @cached_property
     def engine(self) -> Engine:
         """One for all stages: what it starts, such as a process group, is started once."""
-        return GuardedEngine(construct(self.recipe.engine, None))
+        with self._kept[None]:
+            return GuardedEngine(construct(self.recipe.engine, None))
+
+    @contextmanager
+    def running(self, id: str | None = None) -> Iterator[None]:
+        """At the end the parts of a stage, or of the run, may go with the weights they hold."""
+        try:
+            with self._kept[id]:
+                yield
+        finally:
+            for kept in self._kept.values() if id is None else [self._kept[id]]:
+                kept.drop()
 
     def stage_folder(self, id: str) -> Path:
         return self.folder / STAGES / id
@@ -121,7 +136,8 @@ class RunContext:
             if loaded.ref.folder is not None and isinstance(strategy, ReadsFolders):
                 options = pair.memory.options
                 strategy.refuse(options, loaded.ref.folder, pair.source, pair.tokenizer)
-        return construct(stage.part, StageContext(self, stage.id))
+        with self._kept[stage.id]:
+            return construct(stage.part, StageContext(self, stage.id))
 
     def build_observers(self, say: Callable[[str], None]) -> dict[str, Observer]:
         """The observers of the recipe, by name; ``say`` shows one line."""
@@ -133,7 +149,8 @@ class RunContext:
     def data(self, part: Part, context: StageContext) -> DataSource:
         """Data sources are shared: the same block is read once."""
         if part.key not in self._data:
-            self._data[part.key] = guarded_data(construct(part, context))
+            with self._kept[None]:
+                self._data[part.key] = guarded_data(construct(part, context))
         return self._data[part.key]
 
     def artifact(self, ref: StageRef) -> Path:

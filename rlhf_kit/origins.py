@@ -5,17 +5,45 @@ from __future__ import annotations
 import importlib.metadata
 import weakref
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from rlhf_kit.components import Part
 
 T = TypeVar("T")
 
 
+class Kept:
+    """Objects that are kept alive since nothing can refer to them weakly, until they are dropped.
+
+    Entered, it takes what becomes known meanwhile; the innermost does.
+    """
+
+    _entered: ClassVar[list[Kept]] = []
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[dict[int, Any], int]] = []
+
+    def __enter__(self) -> None:
+        self._entered.append(self)
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.pop()
+
+    @classmethod
+    def take(cls, known: dict[int, Any], key: int) -> None:
+        if cls._entered:
+            cls._entered[-1]._entries.append((known, key))
+
+    def drop(self) -> None:
+        for known, key in self._entries:
+            known.pop(key, None)
+        self._entries.clear()
+
+
 class ByIdentity(Generic[T]):
     """What is known of single objects, whatever their ``==`` and hash, as long as they live.
 
-    What cannot be referred to weakly, such as an object with ``__slots__``, is kept alive.
+    What cannot be referred to weakly, such as an object with ``__slots__``, is kept alive (Kept).
     """
 
     def __init__(self) -> None:
@@ -35,6 +63,7 @@ class ByIdentity(Generic[T]):
             alive = weakref.ref(object_, lambda _: self._known.pop(key, None))
         except TypeError:
             alive = lambda: object_  # noqa: E731
+            Kept.take(self._known, key)
         self._known[key] = (alive, value)
 
 

@@ -88,6 +88,18 @@ def _run(
 ) -> dict[str, Any]:
     check_places(*places(folder, recipe.stages))
     context = RunContext(recipe, folder)
+    with context.running():
+        return _run_stages(context, loaded, console, begin, requests)
+
+
+def _run_stages(
+    context: RunContext,
+    loaded: LoadedPlugins,
+    console: Console,
+    begin: float,
+    requests: StopRequests,
+) -> dict[str, Any]:
+    recipe, folder = context.recipe, context.folder
     records = context.records()
     todo = [id for id, record in records.items() if not record.finished]
     stages = {id: context.build_stage(recipe.stages[id]) for id in todo}
@@ -103,7 +115,8 @@ def _run(
     with _announced(observers, folder, recipe):
         for id in todo:
             release_memory()  # what building, or the stage before, has left behind
-            _run_stage(id, stages.pop(id), records[id], attempt, console, observers, requests)
+            with context.running(id):
+                _run_stage(id, stages.pop(id), records[id], attempt, console, observers, requests)
     attempt.agree()
     total = spent_before + time.monotonic() - begin
     summary = summarise(recipe, records, total)
