@@ -66,7 +66,7 @@ class GuardedSource(_Guarded):
         who = Whose(self._inner, "model", "fingerprint()")
         with foreign(who):
             found = self._inner.fingerprint()
-            json.dumps(found, default=str)  # as it will be hashed
+            json.dumps(found, default=_in_words)
         if not isinstance(found, dict):
             raise PluginError(f"{who} returned {type(found).__name__}; it should return a dict")
         return found
@@ -74,6 +74,15 @@ class GuardedSource(_Guarded):
     def load(self, dtype: Any) -> Any:
         with foreign(Whose(self._inner, "model", "load()")):
             return self._inner.load(dtype)
+
+
+def _in_words(value: Any) -> str:
+    """What is no JSON, such as a path, as it will be hashed: by text that is the same tomorrow."""
+    kind = type(value)
+    by_address = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    if by_address or isinstance(value, set | frozenset):
+        raise TypeError(f"Object of type {kind.__name__} is not JSON serializable")
+    return str(value)
 
 
 class GuardedMemory(_Guarded):
