@@ -260,5 +260,6 @@ def _run_stage(
 
 def _located(error: RlhfKitError, id: str) -> str:
     text = str(error)
-    named = f"stage {id!r}" in text or any(f": stages.{id}{end}" in text for end in ".:")
+    key = [*text.split(": "), ""][1]  # after the place in the recipe, where there is one
+    named = f"stage {id!r}" in text or f"{key}.".startswith(f"stages.{id}.")
     return text if named else f"stage {id!r}: {text}"

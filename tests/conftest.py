@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,11 @@ os.environ |= {
     "RLHF_KIT_CACHE": f"{_HOME}/rlhf_kit",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+# What runs in the background of a shell ignores it, and so would every run that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:

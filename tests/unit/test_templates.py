@@ -17,6 +17,7 @@ from published_tokenizers import (
     llama3_dated,
     write_published,
 )
+from pydantic import ValidationError
 from rlhf_kit_hf.options import PretrainedOptions
 from rlhf_kit_hf.sources import PretrainedSource
 from rlhf_kit_hf.tokenizer import ChatTokenizer, reading
@@ -243,8 +244,8 @@ def test_a_template_file_in_another_encoding(tmp_path: Path) -> None:
     assert text(of("\ufeff" + written)) == "Hi<|im_end|>"
     for content in (written.encode("utf-16"), written.encode() + b"\xe9"):
         path.write_bytes(content)
-        with pytest.raises(RecipeError, match=r"model\.chat_template: .*own\.jinja is not UTF-8"):
-            ChatTokenizer(toy_tokenizer(), options(name="x", chat_template=path), CONTEXT)
+        with pytest.raises(ValidationError, match=r"chat_template\s+Value error, not UTF-8 text"):
+            options(name="x", chat_template=path)
 
 
 def test_several_templates_without_a_default() -> None:
